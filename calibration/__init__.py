@@ -1,0 +1,1 @@
+"""What makes the numbers mean something: the camera's geometry on the ground."""

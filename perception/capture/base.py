@@ -1,0 +1,62 @@
+"""What every source of frames offers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from perception.frame import Frame
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which part of a recording to take.
+
+    Attributes:
+        start_s: skip what comes before, seconds of media time.
+        duration_s: stop after this many seconds of media time; None takes all.
+        every: take one frame of every ``every``.
+    """
+
+    start_s: float = 0.0
+    duration_s: float | None = None
+    every: int = 1
+
+
+@dataclass
+class Source(ABC):
+    """Frames from one place, in order. A context manager; iterate `frames` once.
+
+    Attributes:
+        uri: as the user gave it.
+        fps: frames per media second that `frames` yields (after ``Selection.every``); None where it has no meaning.
+        total: how many frames are expected, None where unknown; an estimate, for progress only.
+        dropped: frames lost so far: undecodable, or never delivered.
+        problems: one sentence for each thing that was wrong so far.
+    """
+
+    uri: str
+    fps: float | None = None
+    total: int | None = None
+    dropped: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    @abstractmethod
+    def frames(self) -> Iterator[Frame]:
+        """Yield frames until the source ends."""
+
+    def close(self) -> None:  # noqa: B027 - many sources hold nothing
+        """Release files and devices. Safe to call twice, and while `frames` is suspended."""
+
+    def lost(self, reason: str) -> None:
+        """Count one frame that could not be delivered and remember why."""
+        self.dropped += 1
+        self.problems.append(reason)
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

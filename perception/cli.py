@@ -1,0 +1,268 @@
+"""The command line. Exit codes: 0 done, 1 failed at run time, 2 bad usage or input, 130 interrupted."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from perception import __version__
+from perception.errors import BadInput, FreespaceError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="freespace",
+    help="Real-time drivable-area perception: video in, drivable polygons and overlays out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Backend = Annotated[Optional[str], typer.Option(help="auto, onnxruntime, openvino or torch.")]
+Model = Annotated[Optional[str], typer.Option(help="Model file (.onnx); the shipped one by default.")]
+Precision = Annotated[Optional[str], typer.Option(help="fp32, or bf16 (openvino, on processors that have it).")]
+
+
+def main() -> None:
+    """Entry point of the console script: a user's mistake ends in one sentence on stderr, not in a traceback."""
+    from engine.contract import ModelError
+
+    try:
+        app()
+    except (BadInput, ModelError) as error:
+        fail(error, 2)
+    except FreespaceError as error:
+        fail(error, 1)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def fail(error: Exception, code: int) -> None:
+    print(f"freespace: {error}", file=sys.stderr)
+    sys.exit(code)
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"freespace {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    source: Annotated[str, typer.Argument(help="A video, an image, a folder of images, or synthetic://SCENE.")],
+    out: Annotated[Optional[str], typer.Option(help="Overlay video to write (.mp4, H.264).")] = None,
+    polygons: Annotated[Optional[str], typer.Option(help="Polygons to write, one JSON object per frame (.jsonl).")] = None,
+    masks: Annotated[Optional[str], typer.Option(help="Folder for one PNG mask (0/255) per frame.")] = None,
+    contact_sheet: Annotated[Optional[str], typer.Option(help="Page of a dozen overlays to write (.png).")] = None,
+    model: Model = None,
+    backend: Backend = None,
+    precision: Precision = None,
+    threads: Annotated[Optional[int], typer.Option(help="CPU threads for the network; 0 leaves it to the backend.")] = None,
+    config: Annotated[Optional[Path], typer.Option(help="YAML file; options given here win over it.")] = None,
+    plane: Annotated[Optional[str], typer.Option(help="freespace (whole road) or ego (own carriageway).")] = None,
+    start: Annotated[Optional[float], typer.Option(help="Begin at this media time, seconds.")] = None,
+    duration: Annotated[Optional[float], typer.Option(help="Take this much media time, seconds.")] = None,
+    every: Annotated[Optional[int], typer.Option(help="Take one frame of every N.")] = None,
+    image_fps: Annotated[Optional[float], typer.Option(help="Rate at which a folder of images is played.")] = None,
+    overwrite: Annotated[Optional[bool], typer.Option("--overwrite", help="Replace existing outputs.")] = None,
+    show: Annotated[Optional[bool], typer.Option("--show", help="Show the overlay in a window.")] = None,
+) -> None:
+    """Find the drivable area in every frame of SOURCE."""
+    from perception.config import load_config
+
+    settings = load_config(
+        config,
+        {
+            "output.video": out,
+            "output.polygons": polygons,
+            "output.masks": masks,
+            "output.contact_sheet": contact_sheet,
+            "output.overwrite": overwrite,
+            "output.show": show,
+            "engine.model": model,
+            "engine.backend": backend,
+            "engine.precision": precision,
+            "engine.threads": threads,
+            "polygons.plane": plane,
+            "capture.start_s": start,
+            "capture.duration_s": duration,
+            "capture.every": every,
+            "capture.image_fps": image_fps,
+        },
+    )
+    from perception.session import run_session
+
+    with stop_on_signal() as stop:
+        interrupted = run_session(source, settings, stop)
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the results; results of an earlier demo are replaced.")] = Path(
+        "freespace-demo"
+    ),
+    backend: Backend = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use the synthetic drive, fetch nothing.")] = False,
+) -> None:
+    """Run the shipped model over ten seconds of real dashcam video."""
+    from perception.demo import run_demo
+
+    with stop_on_signal() as stop:
+        interrupted = run_demo(out, backend, offline, stop)
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def parity(
+    source: Annotated[str, typer.Argument(help="Frames to compare on, as for 'run'.")] = "synthetic://drive?seconds=1",
+    model: Model = None,
+    every: Annotated[int, typer.Option(help="Take one frame of every N.", min=1)] = 1,
+    tolerance: Annotated[int, typer.Option(help="Largest difference allowed, grey levels of 255.", min=0)] = 2,
+) -> None:
+    """Compare the scores of every installed backend with the first one's, pixel by pixel."""
+    from engine import open_engine
+    from engine.parity import compare
+    from perception.capture import Selection, open_source
+
+    with open_source(source, Selection(every=every)) as frames:
+        images = [f.image for f in frames.frames()]
+    worst = 0
+    for row in compare(images, lambda name: open_engine(model, name)):
+        print(row)
+        worst = max(worst, row.largest)
+    if worst > tolerance:
+        raise FreespaceError(f"backends differ by up to {worst} grey levels, allowed are {tolerance}")
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Option(help="Folder that holds camvid/, idd_lite/ and bdd100k/.")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the log; an unfinished run there is resumed.")],
+    epochs: Annotated[Optional[int], typer.Option(help="Passes of samples-per-epoch samples.", min=1)] = None,
+    samples_per_epoch: Annotated[Optional[int], typer.Option(help="Samples drawn per epoch.", min=2)] = None,
+    batch: Annotated[Optional[int], typer.Option(help="Samples per step.", min=2)] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Of everything random.")] = None,
+    threads: Annotated[Optional[int], typer.Option(help="CPU threads; 0 leaves it to torch.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    pretrained: Annotated[bool, typer.Option(help="Start the encoder from ImageNet weights.")] = True,
+) -> None:
+    """Train the network on labelled frames."""
+    with training_extra():
+        from training.trainer import TrainConfig
+        from training.trainer import train as run_training
+
+    settings = TrainConfig(str(data), str(out), pretrained=pretrained, device=device)
+    given: dict[str, Any] = {
+        "epochs": epochs,
+        "samples_per_epoch": samples_per_epoch,
+        "batch": batch,
+        "seed": seed,
+        "threads": threads,
+    }
+    settings = replace(settings, **{key: value for key, value in given.items() if value is not None})
+    with missing_files():
+        print(f"checkpoint {run_training(settings)}")
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path, typer.Option(help="Folder that holds camvid/, idd_lite/ and bdd100k/.")],
+    split: Annotated[str, typer.Option(help="val (for reports) or dev (for choices).")] = "val",
+    model: Model = None,
+    backend: Backend = None,
+    precision: Precision = None,
+    report: Annotated[Optional[Path], typer.Option(help="JSON file to write the counts and ratios to.")] = None,
+) -> None:
+    """Dataset-level IoU of a model file on labelled frames, by data set, plane and condition."""
+    with training_extra():
+        from training.evaluate import evaluate_model, print_report, write_report
+
+    from engine import open_engine
+
+    with missing_files(), open_engine(model, backend or "auto", precision or "fp32") as engine:
+        rows = evaluate_model(engine, data, split)
+    print_report(rows, split, engine)
+    if report:
+        write_report(report, rows, split, engine)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="last.pt of a training run.")],
+    out: Annotated[Path, typer.Option(help="Model file to write (.onnx).")],
+    width: Annotated[int, typer.Option(help="Input width, pixels; a multiple of 32.")] = 448,
+    height: Annotated[int, typer.Option(help="Input height, pixels; a multiple of 32.")] = 256,
+    report: Annotated[Optional[Path], typer.Option(help="JSON of 'evaluate' to store in the file as its metrics.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+) -> None:
+    """Turn a checkpoint into one self-contained model file and check it against torch."""
+    from perception.sinks import check_output
+
+    check_output(out, overwrite)
+    with training_extra():
+        from training.export import export_model
+
+    with missing_files():
+        largest = export_model(checkpoint, out, (width, height), report)
+    print(f"{out}: differs from torch by at most {largest} grey levels")
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set, so that outputs are closed; a second Ctrl-C ends at once."""
+    stop = threading.Event()
+
+    def handle(number: int, _: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def training_extra() -> Iterator[None]:
+    """Say how to install what training needs, where it is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise BadInput(f"this command needs {error.name}; pip install 'freespace[train]'") from error
+
+
+@contextmanager
+def missing_files() -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        raise BadInput(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()

