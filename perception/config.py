@@ -40,7 +40,7 @@ class PolygonConfig(Section):
 
     plane: Literal["freespace", "ego"] = "freespace"
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    tolerance_px: Annotated[float, Field(ge=0)] = 1.0  # how far a simplified outline may lie off, source pixels
+    tolerance_px: Annotated[float, Field(ge=0)] = 0.5  # how far a simplified outline may lie off, source pixels
     min_region: Fraction = 5e-4  # smaller regions are left out, as a fraction of the image's area
     min_hole: Fraction = 5e-5  # smaller holes are filled, likewise
 

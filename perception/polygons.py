@@ -7,6 +7,7 @@ nothing. Integer scores never equal a half-integer threshold, so no outline touc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -47,7 +48,7 @@ def extract(scores: U8, resampling: Resampling, plane: str, config: PolygonConfi
         Polygon(
             plane,
             bool(i == ego),
-            confidence(scores, resampling, shapes[i]),
+            confidence(scores, resampling, shapes[i], level_of(config.threshold)),
             float(areas[i]),
             ring(shapes[i].exterior, clockwise=False),
             [ring(r, clockwise=True) for r in shapes[i].interiors],
@@ -63,47 +64,42 @@ def trace(scores: U8, resampling: Resampling, config: PolygonConfig) -> NDArray[
     and its neighbour outside becomes the point where the score crosses the threshold. That is marching squares (Lorensen &
     Cline 1987) visiting only the cells on the outline; where two regions meet at a corner they are joined.
     """
-    level = np.floor(255 * config.threshold) + 0.5
+    level = level_of(config.threshold)
     left, top, width, height = resampling.content
     content = scores[top : top + height, left : left + width]
     # Repeating the border pixels lets the outline run on to the image's edge, half a pixel outside the last centre; the
     # zeros around that close it there.
     padded = cv2.copyMakeBorder(content, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
     padded = cv2.copyMakeBorder(padded, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    borders, tree = cv2.findContours((padded > level).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    field = padded.astype(np.float32)
-    lower, upper = np.array([-0.5, -0.5]), np.array([width - 0.5, height - 0.5])
-    corner = np.array([left, top], np.float64)
-    frame_area = resampling.frame_size[0] * resampling.frame_size[1]
-    scale = frame_area / (width * height)
-
-    def outline(index: int, smallest: float) -> Ring | None:
-        """Ring ``index`` in source pixels; None where its area is below ``smallest`` square source pixels."""
-        border = np.asarray(borders[index][:, 0, :], np.int32)
-        most = cv2.contourArea(borders[index]) + len(border) + 4  # the ring lies less than a pixel off its border
-        if most * scale < smallest or len(border) < 2:
-            return None
-        points = np.clip(crossings(border, field, level) - 2, lower, upper)
-        ring = resampling.frame_from_input(points + corner)
-        return ring if abs(signed_area(ring)) >= smallest else None
-
-    polygons = []
-    for index in range(len(borders)):
-        _, _, first_hole, parent = tree[0][index]
-        if parent >= 0:
-            continue
-        exterior = outline(index, config.min_region * frame_area)
-        if exterior is None:
-            continue
-        holes, hole = [], first_hole
-        while hole >= 0:
-            interior = outline(hole, config.min_hole * frame_area)
-            if interior is not None:
-                holes.append(interior)
-            hole = tree[0][hole][0]
-        if abs(signed_area(exterior)) - sum(abs(signed_area(h)) for h in holes) >= config.min_region * frame_area:
-            polygons.append(shapely.Polygon(exterior, holes))
-    return np.array(polygons, object)
+    inside = cv2.threshold(padded, int(level), 1, cv2.THRESH_BINARY)[1]
+    borders, tree = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    if not borders:
+        return np.empty(0, object)
+    parent = tree[0][:, 3]
+    image_area = resampling.frame_size[0] * resampling.frame_size[1]
+    smallest = np.where(parent < 0, config.min_region, config.min_hole) * image_area
+    # A ring encloses at most this much; most specks end here.
+    most = np.array([cv2.contourArea(border) + len(border) + 4 for border in borders]) * image_area / (width * height)
+    kept = [i for i in range(len(borders)) if most[i] >= smallest[i] and len(borders[i]) > 1]
+    if not kept:
+        return np.empty(0, object)
+    points, lengths = crossings([np.asarray(borders[i][:, 0, :], np.int32) for i in kept], np.asarray(padded, np.uint8), level)
+    points = np.clip(points - 2, (-0.5, -0.5), (width - 0.5, height - 0.5))
+    rings = np.split(resampling.frame_from_input(points + np.array([left, top])), np.cumsum(lengths)[:-1])
+    areas = {i: abs(signed_area(ring)) for i, ring in zip(kept, rings, strict=True)}
+    holes: dict[int, list[Ring]] = {}
+    for i, ring in zip(kept, rings, strict=True):
+        if parent[i] >= 0 and areas[i] >= smallest[i]:
+            holes.setdefault(parent[i], []).append(ring)
+            areas[parent[i]] = areas.get(parent[i], 0.0) - areas[i]
+    return np.array(
+        [
+            shapely.Polygon(ring, holes.get(i))
+            for i, ring in zip(kept, rings, strict=True)
+            if parent[i] < 0 and areas[i] >= smallest[i]
+        ],
+        object,
+    )
 
 
 # Steps to the 8 neighbours, counter-clockwise on the screen from east, (dx, dy) with y down.
@@ -131,17 +127,32 @@ DIRECTION = np.zeros((3, 3), np.int64)  # [dy + 1, dx + 1] -> index into STEPS
 DIRECTION[STEPS[:, 1] + 1, STEPS[:, 0] + 1] = np.arange(8)
 
 
-def crossings(border: NDArray[np.int32], field: NDArray[np.float32], level: float) -> Ring:
-    """Where ``field`` crosses ``level`` along a border of inside pixels: float ``(m, 2)``, x and y in ``field``'s pixels."""
-    step = np.roll(border, -1, axis=0) - border
+def crossings(borders: Sequence[NDArray[np.int32]], field: U8, level: float) -> tuple[Ring, NDArray[np.int64]]:
+    """Where ``field`` crosses ``level`` along closed borders of inside pixels.
+
+    Args:
+        borders: int ``(n, 2)`` each, x and y of ``field``'s pixels, 8-connected, the region on the left.
+        field: uint8 ``(h, w)``; no border pixel lies on its edge.
+
+    Returns:
+        float ``(m, 2)`` points of all rings, one after the other, and how many each ring has.
+    """
+    border = np.concatenate(borders)
+    ends = np.cumsum([len(b) for b in borders])
+    starts = np.concatenate([[0], ends[:-1]])
+    following, preceding = np.arange(1, len(border) + 1), np.arange(-1, len(border) - 1)
+    following[ends - 1], preceding[starts] = starts, ends - 1
+    step = border[following] - border
     ahead = DIRECTION[step[:, 1] + 1, step[:, 0] + 1]
-    back = (np.roll(ahead, 1) + 4) % 8
+    back = (ahead[preceding] + 4) % 8
     sides = SWEEP[back, ahead]
-    pixel, slot = np.nonzero(sides >= 0)
+    crossed = sides >= 0
+    pixel, slot = np.nonzero(crossed)
     inside, towards = border[pixel], STEPS[sides[pixel, slot]]
     outside = inside + towards
-    high, low = field[inside[:, 1], inside[:, 0]], field[outside[:, 1], outside[:, 0]]
-    return np.asarray(inside + towards * ((high - level) / (high - low))[:, None], np.float64)
+    high, low = field[inside[:, 1], inside[:, 0]].astype(float), field[outside[:, 1], outside[:, 0]]
+    points = inside + towards * ((high - level) / (high - low))[:, None]
+    return points, np.add.reduceat(np.count_nonzero(crossed, axis=1), starts)
 
 
 def simplify(shapes: NDArray[np.object_], tolerance_px: float) -> NDArray[np.object_]:
@@ -194,15 +205,21 @@ def ego_index(shapes: NDArray[np.object_], frame_size: tuple[int, int]) -> int:
     return near[best] if overlaps[best] > 0 else -1
 
 
-def confidence(scores: U8, resampling: Resampling, shape: shapely.Polygon) -> float:
-    """Mean score inside a polygon (source pixels), 0 to 1; a polygon that covers no pixel centre takes the nearest one."""
+def confidence(scores: U8, resampling: Resampling, shape: shapely.Polygon, level: float) -> float:
+    """Mean of the scores above ``level`` inside a polygon (source pixels), 0 to 1."""
     rings = [resampling.input_from_frame(shapely.get_coordinates(r)) for r in (shape.exterior, *shape.interiors)]
-    lower = np.floor(rings[0].min(axis=0)).astype(int).clip(0)
-    upper = np.ceil(rings[0].max(axis=0)).astype(int) + 1
-    window = scores[lower[1] : upper[1], lower[0] : upper[0]]
+    first = np.floor(rings[0].min(axis=0)).astype(int).clip(0)
+    last = np.ceil(rings[0].max(axis=0)).astype(int) + 1
+    window = scores[first[1] : last[1], first[0] : last[0]]
     mask = np.zeros(window.shape, np.uint8)
-    fill(mask, [r - lower for r in rings], 1)
+    cv2.fillPoly(mask, [np.rint(r - first).astype(np.int32) for r in rings], (1,))
+    mask &= window > level  # fillPoly adds the pixels on the outline
     return float(cv2.mean(window, mask)[0]) / 255.0
+
+
+def level_of(threshold: float) -> float:
+    """The threshold on the scores' scale, between two integers."""
+    return math.floor(255 * threshold) + 0.5
 
 
 def ring(line: shapely.LinearRing, clockwise: bool) -> Ring:
@@ -223,22 +240,33 @@ def fill(canvas: U8, rings: Sequence[Ring], value: int | tuple[int, int, int]) -
 
 
 def rasterise(polygons: Sequence[Polygon], size: tuple[int, int]) -> U8:
-    """Mask uint8 ``(height, width)``: 255 in the polygons, pixels on their outlines included, else 0."""
-    mask = np.zeros((size[1], size[0]), np.uint8)
-    for polygon in polygons:
-        fill(mask, polygon.rings, 255)
-    return mask
+    """Mask uint8 ``(height, width)``: 255 at the pixels whose centre lies in a polygon, else 0."""
+    return inside_rings([ring for polygon in polygons for ring in polygon.rings], size)
 
 
 def exact_mask(scores: U8, resampling: Resampling, config: PolygonConfig) -> U8:
-    """Mask uint8 ``(height, width)``: 255 where the score at the pixel's centre says so, in the regions `extract` reports.
+    """Mask uint8 ``(height, width)`` of the regions that `extract` reports, from their outlines before simplification."""
+    shapes = trace(scores, resampling, config)
+    rings = [shapely.get_coordinates(ring) for shape in shapes for ring in (shape.exterior, *shape.interiors)]
+    return inside_rings(rings, resampling.frame_size)
 
-    This is what the polygons stand for before simplification, with no outline pixels added.
-    """
-    mask = np.zeros((resampling.frame_size[1], resampling.frame_size[0]), np.uint8)
-    for shape in trace(scores, resampling, config):
-        fill(mask, [shapely.get_coordinates(r) for r in (shape.exterior, *shape.interiors)], 255)
-    left, top, width, height = resampling.content
-    content = scores[top : top + height, left : left + width]
-    upscaled = cv2.resize(content, resampling.frame_size, interpolation=cv2.INTER_LINEAR)
-    return mask * (np.asarray(upscaled) > int(255 * config.threshold))
+
+def inside_rings(rings: Sequence[Ring], size: tuple[int, int]) -> U8:
+    """255 at the pixel centres that lie inside an odd number of rings: a scan along each row, no outline pixels added."""
+    width, height = size
+    if not rings:
+        return np.zeros((height, width), np.uint8)
+    start = np.concatenate(rings)
+    end = np.concatenate([np.roll(ring, -1, axis=0) for ring in rings])
+    upper = np.where((start[:, 1] < end[:, 1])[:, None], start, end)
+    lower = np.where((start[:, 1] < end[:, 1])[:, None], end, start)
+    first = np.clip(np.ceil(upper[:, 1]), 0, height).astype(int)  # an edge crosses the rows in [upper, lower)
+    crossed = np.clip(np.ceil(lower[:, 1]), 0, height).astype(int) - first
+    edge = np.repeat(np.arange(len(start)), crossed)
+    row = first[edge] + np.arange(len(edge)) - np.repeat(np.cumsum(crossed) - crossed, crossed)
+    along = (row - upper[edge, 1]) / (lower[edge, 1] - upper[edge, 1])
+    crossing = upper[edge, 0] + along * (lower[edge, 0] - upper[edge, 0])
+    column = np.clip(np.ceil(crossing), 0, width).astype(int)
+    toggles = np.zeros((height, width + 1), np.uint8)
+    np.bitwise_xor.at(toggles, (row, column), 255)
+    return np.bitwise_xor.accumulate(toggles, axis=1)[:, :width]

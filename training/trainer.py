@@ -100,6 +100,7 @@ def train(config: TrainConfig) -> Path:
     for epoch in range(first_epoch, config.epochs):
         started, losses = time.perf_counter(), []
         rng = np.random.default_rng([config.seed, epoch])
+        torch.manual_seed(config.seed * 10_007 + epoch)  # of the epoch alone, so that a resumed run goes on the same
         model.train()
         for images, targets in batches(cache, config, rng):
             images, targets = images.to(device), targets.to(device)

@@ -1,0 +1,1 @@
+"""What measures speed, run on purpose: never part of the tests."""
