@@ -43,7 +43,7 @@ class PeerLoop:
         blob = np.ascontiguousarray(small[:, :, ::-1].transpose(2, 0, 1), np.float32)[None] / 255.0
         drivable, lanes = (np.argmax(logits, axis=1)[0] for logits in self._session.run(None, {self._input: blob}))
         size = (frame.shape[1], frame.shape[0])
-        painted = frame.copy()
+        painted: NDArray[np.uint8] = frame.copy()
         painted[cv2.resize(drivable.astype(np.uint8) * 255, size) > 100] = (0, 0, 255)
         painted[cv2.resize(lanes.astype(np.uint8) * 255, size) > 100] = (0, 255, 0)
         return painted

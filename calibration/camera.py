@@ -79,9 +79,7 @@ class Camera:
             float64 ``(N, 2)`` pixels (u, v), also outside the image; NaN for points not in front of the camera.
         """
         camera_from_base = self.camera_from_base
-        points = (
-            np.asarray(points_base, np.float64).reshape(-1, 3) @ camera_from_base[:3, :3].T + camera_from_base[:3, 3]
-        )
+        points = np.asarray(points_base, np.float64).reshape(-1, 3) @ camera_from_base[:3, :3].T + camera_from_base[:3, 3]
         depth = np.where(points[:, 2] > 0, points[:, 2], np.nan)
         return np.stack([self.cx + self.fx * points[:, 0] / depth, self.cy + self.fy * points[:, 1] / depth], axis=1)
 

@@ -64,11 +64,16 @@ def fit(frame_size: tuple[int, int], input_size: tuple[int, int], mode: ResizeMo
 
 
 def resample(image: NDArray[np.uint8], resampling: Resampling, out: NDArray[np.uint8]) -> None:
-    """Write the network's view of ``image`` uint8 ``(H, W, 3)`` into ``out`` uint8 ``(h, w, 3)``, bilinear.
+    """Write the network's view of ``image`` uint8 ``(H, W, 3)`` into ``out`` uint8 ``(h, w, 3)``.
 
-    Rows and columns outside the content are set to `PADDING_GREY`.
+    Bilinear, halved first as often as it shrinks by more than two: a bilinear resize looks at 2 x 2 pixels and would skip
+    the others. Halving maps areas, too, so the whole map stays the one of ``resampling``. Rows and columns outside the
+    content are set to `PADDING_GREY`.
     """
     left, top, width, height = resampling.content
+    while image.shape[1] > 2 * width and image.shape[0] > 2 * height:
+        half = ((image.shape[1] + 1) // 2, (image.shape[0] + 1) // 2)
+        image = np.asarray(cv2.resize(image, half, interpolation=cv2.INTER_AREA), np.uint8)
     if (width, height) == resampling.input_size:
         cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
         return

