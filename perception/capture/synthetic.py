@@ -29,9 +29,7 @@ class SyntheticSource(Source):
         fps, count = self.scene.fps, self.scene.frame_count
         first = _first_frame_at(selection.start_s, fps)
         if first >= count:
-            raise BadInput(
-                f"{uri}: starts after its end: it is {count / fps:.2f} s long, asked for {selection.start_s:g} s"
-            )
+            raise BadInput(f"{uri}: starts after its end: it is {count / fps:.2f} s long, asked for {selection.start_s:g} s")
         if selection.duration_s is not None:
             # As with any recording, even the shortest stretch holds one frame.
             count = min(count, max(_first_frame_at(selection.start_s + selection.duration_s, fps), first + 1))

@@ -1,0 +1,1 @@
+"""What the image looks like: light, background, ground, roadside, vehicles. Nothing in here is ground truth."""
