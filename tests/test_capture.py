@@ -10,7 +10,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-
 from conftest import (
     BLUE,
     FASTSTART,
@@ -26,6 +25,7 @@ from conftest import (
     write_image,
     write_video,
 )
+
 from perception.capture import Selection, Source, open_source
 from perception.errors import BadInput, FreespaceError
 from perception.frame import Frame
@@ -47,13 +47,22 @@ def seqs(frames: list[Frame]) -> list[int]:
 # -- Videos ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.ts", "fragments.mp4"])
-@pytest.mark.parametrize("encoder", [{}, {"preset": "medium", "bf": "2"}], ids=["plain", "reordered"])
-def test_every_frame_comes_in_order_with_its_own_stamp(tmp_path: Path, name: str, encoder: dict[str, str]) -> None:
-    options = FRAGMENTED if name.startswith("fragments") else {}
-    if encoder and options:
-        pytest.skip("the test's own muxer settings delay reordered pictures")
-    frames, source = read(numbered_video(tmp_path / name, 20, container=options, encoder=encoder))
+@pytest.mark.parametrize(
+    ("name", "container", "encoder"),
+    [
+        ("clip.mp4", {}, {}),
+        ("clip.mkv", {}, {}),
+        ("clip.ts", {}, {}),
+        ("fragments.mp4", FRAGMENTED, {}),
+        ("reordered.mp4", {}, {"preset": "medium", "bf": "2"}),
+        ("reordered.mkv", {}, {"preset": "medium", "bf": "2"}),
+        ("reordered.ts", {}, {"preset": "medium", "bf": "2"}),
+    ],
+)
+def test_every_frame_comes_in_order_with_its_own_stamp(
+    tmp_path: Path, name: str, container: dict[str, str], encoder: dict[str, str]
+) -> None:
+    frames, source = read(numbered_video(tmp_path / name, 20, container=container, encoder=encoder))
     assert [number_of(f.image) for f in frames] == seqs(frames) == list(range(20))
     assert stamps_ms(frames) == [i * STEP_MS for i in range(20)]
     assert {(f.clock, f.source, f.size) for f in frames} == {("media", str(tmp_path / name), (64, 32))}
@@ -97,7 +106,7 @@ def test_selection_of_a_video(tmp_path: Path, selection: Selection, expected: li
     assert stamps_ms(frames) == [i * STEP_MS for i in expected]
     assert [f.name for f in frames] == [f"{i:06d}" for i in expected]
     assert source.fps == pytest.approx(10 / selection.every)
-    assert source.total == len(expected)
+    assert source.total == pytest.approx(len(expected), abs=1)  # an estimate, for the progress bar
     assert (source.dropped, source.problems) == (0, [])
 
 

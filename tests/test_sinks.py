@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 import pytest
-
 from conftest import (
-    GREEN,
-    RED,
     STEP_MS,
     VARIABLE_MS,
     Image,
@@ -29,6 +29,7 @@ from conftest import (
     stamps_of,
     write_image,
 )
+
 from perception.config import OutputConfig, PolygonConfig
 from perception.errors import BadInput
 from perception.freespace import Freespace
@@ -38,7 +39,7 @@ from perception.sinks.base import Output, Sink
 from perception.sinks.contact_sheet import ContactSheetSink
 from perception.sinks.jsonl import JsonlSink
 from perception.sinks.masks import MaskSink
-from perception.sinks.video import VideoSink
+from perception.sinks.video import VideoSink, rewrite_plain
 
 
 def feed(sink: Sink, outputs: list[Output]) -> Sink:
@@ -234,7 +235,8 @@ def half_scores(height: int = 32, width: int = 64) -> Image:
 
 
 def test_masks_are_black_and_white_in_the_size_of_the_source(tmp_path: Path) -> None:
-    outputs = [make_output(road_image(w, h), i, scores=half_scores()) for i, (w, h) in enumerate([(128, 64), (256, 128), (33, 70)])]
+    sizes = [(128, 64), (256, 128), (33, 70)]
+    outputs = [make_output(road_image(*size), i, scores=half_scores()) for i, size in enumerate(sizes)]
     sink = feed(MaskSink(tmp_path, PolygonConfig(), False), outputs)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["000000.png", "000001.png", "000002.png"]
     for output in outputs:
@@ -310,6 +312,16 @@ def test_contact_sheet_takes_frames_of_any_size(tmp_path: Path) -> None:
     sizes = [(64, 32), (1, 1), (1, 500), (500, 1), (720, 1280)]
     feed(ContactSheetSink(tmp_path / "sheet.png"), [make_output(numbered_image(5, *s), i) for i, s in enumerate(sizes)])
     assert cv2.imread(str(tmp_path / "sheet.png")).shape == (2 * 320, 3 * 640, 3)
+
+
+def test_contact_sheet_is_what_its_name_says(tmp_path: Path) -> None:
+    """A page called .jpg holds a JPEG, or the name is refused as that of an overlay would be."""
+    path = tmp_path / "sheet.jpg"
+    try:
+        feed(ContactSheetSink(path), [make_output(road_image())])
+    except BadInput:
+        return
+    assert path.read_bytes()[:2] == b"\xff\xd8"
 
 
 # -- What is refused before any work -----------------------------------------------------------------------------------
@@ -439,15 +451,57 @@ def test_full_disk_leaves_whole_lines_only(tmp_path: Path, tiny_model: Path) -> 
 
 
 def test_full_disk_leaves_no_half_overlay_and_keeps_the_polygons(tmp_path: Path, tiny_model: Path) -> None:
+    """Grey noise holds no road, so the lines stay short while the video grows."""
     (tmp_path / "images").mkdir()
     for number in range(40):
-        write_image(tmp_path / f"images/{number}.png", np.where(noise_image(number, 256, 192) > 127, GREEN, RED).astype(np.uint8))
+        write_image(tmp_path / f"images/{number}.png", noise_image(number, 256, 192)[..., 0])
     outputs = ["--out", "overlay.mp4", "--polygons", "polygons.jsonl"]
-    done = run_limited(tmp_path, 200_000, "run", "images", *outputs, "--model", tiny_model, "--every", 1)
+    done = run_limited(tmp_path, 200_000, "run", "images", *outputs, "--model", tiny_model)
     assert_failed_with_one_sentence(done, "overlay.mp4")
     assert not (tmp_path / "overlay.mp4").exists()
     for line in (tmp_path / "polygons.jsonl").read_text(encoding="utf-8").splitlines():
         Freespace.from_json(line)
+
+
+@contextmanager
+def room_for(largest_file: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("count", [40, 320], ids=["found when closing", "found while writing"])
+def test_overlay_that_does_not_fit_is_an_error_and_gets_no_final_name(tmp_path: Path, count: int) -> None:
+    """The encoder hands the file its data late, and a short clip's all at the end."""
+    sink = VideoSink(tmp_path / "overlay.mp4", 10)
+    outputs = clip([noise_image(i % 8, 64, 48) for i in range(count)])
+
+    def write_and_close() -> None:
+        try:
+            for output in outputs:
+                sink.write(output)
+        finally:
+            sink.close()
+
+    with room_for(20_000), pytest.raises(OSError, match="File too large"):
+        write_and_close()
+    assert not (tmp_path / "overlay.mp4").exists()
+
+
+def test_full_disk_while_the_index_is_moved_loses_no_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step copies the file; where there is no room for a copy the overlay stays as it was: whole."""
+
+    def rewrite_without_room(path: Path) -> None:
+        with room_for(path.stat().st_size // 2):
+            rewrite_plain(path)
+
+    monkeypatch.setattr("perception.sinks.video.rewrite_plain", rewrite_without_room)
+    feed(VideoSink(tmp_path / "overlay.mp4", 10), clip([noise_image(i) for i in range(30)]))
+    assert len(stamps_of(tmp_path / "overlay.mp4")) == 30
+    assert parts_in(tmp_path) == []
 
 
 @pytest.mark.parametrize(("option", "name"), [("--masks", "masks"), ("--contact-sheet", "sheet.png")])

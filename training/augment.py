@@ -103,7 +103,8 @@ def glare(x: F32, rng: np.random.Generator) -> F32:
     h, w = x.shape[:2]
     v, u = np.mgrid[0:h, 0:w].astype(np.float32)
     distance = np.hypot((u - rng.uniform(0, w)) / w, (v - rng.uniform(0, 0.7 * h)) / h)
-    return x + (rng.uniform(0.4, 1.0) * np.exp(-((distance / rng.uniform(0.1, 0.35)) ** 2)))[..., None].astype(np.float32)
+    light = rng.uniform(0.4, 1.0) * np.exp(-((distance / rng.uniform(0.1, 0.35)) ** 2))
+    return np.asarray(x + light[..., None], np.float32)
 
 
 def haze(x: F32, rng: np.random.Generator) -> F32:
