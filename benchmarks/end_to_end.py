@@ -24,7 +24,8 @@ from typing import Any
 import cv2
 
 from benchmarks.peer import PeerLoop
-from engine import Engine, open_engine
+from engine import open_engine
+from engine.base import Engine
 from perception.capture import Selection, open_source
 from perception.config import Config, OutputConfig
 from perception.demo import ClipUnavailable, fetch_clip

@@ -10,21 +10,14 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from engine.base import Engine, EngineTimings, Scores
 from engine.contract import ModelContract, ModelError, read_contract
 
-__all__ = [
-    "BACKENDS",
-    "DEFAULT_MODEL",
-    "Engine",
-    "EngineTimings",
-    "ModelContract",
-    "ModelError",
-    "Scores",
-    "open_engine",
-    "read_contract",
-]
+if TYPE_CHECKING:
+    from engine.base import Engine
+
+__all__ = ["BACKENDS", "DEFAULT_MODEL", "ModelContract", "ModelError", "installed", "open_engine", "read_contract"]
 
 DEFAULT_MODEL = Path(__file__).parent / "zoo" / "freespace.onnx"
 

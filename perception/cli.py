@@ -148,6 +148,9 @@ def parity(
 
     with open_source(source, Selection(every=every)) as frames:
         images = [f.image for f in frames.frames()]
+        problems = frames.problems
+    if not images:
+        raise BadInput(f"{source}: no frames to compare on{': ' + problems[0] if problems else ''}")
     worst = 0
     for row in compare(images, lambda name: open_engine(model, name)):
         print(row)

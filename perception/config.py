@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from perception.errors import BadInput
 
+LONGEST_S = 1e9
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -20,8 +22,8 @@ class Section(BaseModel):
 class CaptureConfig(Section):
     """What is taken from the source."""
 
-    start_s: Annotated[float, Field(ge=0)] = 0.0
-    duration_s: Annotated[float, Field(gt=0)] | None = None
+    start_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 0.0
+    duration_s: Annotated[float, Field(gt=0, le=LONGEST_S)] | None = None
     every: Annotated[int, Field(ge=1)] = 1
     image_fps: Annotated[float, Field(gt=0)] = 10.0  # rate at which a folder of images is played
 

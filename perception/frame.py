@@ -24,6 +24,7 @@ class Frame:
         frame_id: name of the camera's coordinate frame, passed through untouched.
         name: stem for files made from this frame: the image's own stem, or the frame number.
         decode_ms: time the source spent making the image, in milliseconds.
+        dropped: frames the source had lost when this one was made.
     """
 
     image: NDArray[np.uint8]
@@ -34,6 +35,7 @@ class Frame:
     frame_id: str = "camera"
     name: str = ""
     decode_ms: float = 0.0
+    dropped: int = 0
 
     @property
     def size(self) -> tuple[int, int]:

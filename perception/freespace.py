@@ -102,7 +102,6 @@ class Freespace:
                 ],
                 "latency_ms": {k: round(v, 3) for k, v in self.latency_ms.items()},
             },
-            ensure_ascii=False,
             separators=(",", ":"),
         )
 

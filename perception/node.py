@@ -54,12 +54,8 @@ class Summary:
         return self.frames / self.wall_s if self.wall_s > 0 else 0.0
 
 
-def process(frame: Frame, engine: Engine, polygons: PolygonConfig, dropped: int = 0) -> Output:
-    """Segment one frame and find its polygons.
-
-    Args:
-        dropped: frames lost so far, written into the result.
-    """
+def process(frame: Frame, engine: Engine, polygons: PolygonConfig) -> Output:
+    """Segment one frame and find its polygons."""
     started = time.perf_counter_ns()
     scores = engine.segment([frame.image])
     plane = scores.values[0, engine.contract.plane_index(polygons.plane)]
@@ -77,7 +73,7 @@ def process(frame: Frame, engine: Engine, polygons: PolygonConfig, dropped: int 
         state="running",
         model=engine.contract.sha256,
         backend=engine.name,
-        dropped=dropped,
+        dropped=frame.dropped,
         polygons=found,
         latency_ms={
             "decode": frame.decode_ms,
@@ -106,7 +102,6 @@ def run(
     Raises:
         FreespaceError: the source or a sink failed; what was written until then is kept, every sink is closed.
     """
-    engine.contract.plane_index(polygons.plane)
     stop = stop or threading.Event()
     summary = Summary()
     waiting: Slot[Frame] = Slot(FRAMES_AHEAD)
@@ -122,7 +117,7 @@ def run(
                 frame = waiting.get(WAKE_S)
             except TimeoutError:
                 continue
-            output = process(frame, engine, polygons, source.dropped)
+            output = process(frame, engine, polygons)
             summary.stages.add_all(output.result.latency_ms)
             summary.frames += 1
             for writer in writers:

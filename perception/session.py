@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from engine import Engine, open_engine
+from engine import open_engine
+from engine.base import Engine
 from perception.capture import Selection, open_source
 from perception.capture.base import Source
 from perception.config import Config
@@ -39,6 +40,7 @@ def run_session(uri: str, config: Config, stop: threading.Event) -> bool:
         open_source(uri, Selection(capture.start_s, capture.duration_s, capture.every), capture.image_fps) as source,
         open_engine(config.engine.model, config.engine.backend, config.engine.precision, config.engine.threads) as engine,
     ):
+        engine.contract.plane_index(config.polygons.plane)
         sinks = open_sinks(config, source.fps)
         print(f"{uri}: {describe_engine(engine)}", file=sys.stderr)
         try:

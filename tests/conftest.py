@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engine import Engine, open_engine
+from engine import open_engine
+from engine.base import Engine
 from engine.preprocess import fit
 from perception.frame import Frame
 from perception.freespace import Freespace, Polygon

@@ -221,7 +221,7 @@ def test_corrupted_packet_is_counted_and_not_fatal(tmp_path: Path) -> None:
     assert source.dropped == 1
     assert stamps_ms(frames) == [i * STEP_MS for i in range(20) if i != 7]
     assert len(source.problems) == 1
-    assert "bad.mp4: a frame could not be decoded" in source.problems[0]
+    assert "bad.mp4: frame 7 could not be decoded" in source.problems[0]
 
 
 def test_lost_frame_leaves_a_gap_in_the_numbers(tmp_path: Path) -> None:

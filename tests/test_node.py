@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import road_image, write_model
 
-from engine import Engine, ModelError, open_engine
+from engine import ModelError, open_engine
+from engine.base import Engine
 from perception.capture import Source
 from perception.config import PolygonConfig
 from perception.errors import BadInput, FreespaceError
@@ -225,7 +227,7 @@ def test_losses_are_counted_up_to_the_frame_they_precede(tiny_engine: Engine) ->
                 if frame.seq == 2:
                     self.lost("frame 2 is broken")
                     continue
-                yield frame
+                yield replace(frame, dropped=self.dropped)
                 if frame.seq == 0:
                     first_done.wait(SOON_S)
             exhausted.set()

@@ -35,7 +35,7 @@ from perception.errors import BadInput
 from perception.freespace import Freespace
 from perception.overlay import draw
 from perception.sinks import check_outputs
-from perception.sinks.base import Output, Sink
+from perception.sinks.base import Output, Sink, part_of
 from perception.sinks.contact_sheet import ContactSheetSink
 from perception.sinks.jsonl import JsonlSink
 from perception.sinks.masks import MaskSink
@@ -397,8 +397,8 @@ def test_contact_sheet_never_replaces_an_image_of_the_source_folder(tmp_path: Pa
 
 
 def test_unfinished_output_never_replaces_the_source(tmp_path: Path) -> None:
-    """A failed run leaves ``overlay.part.mp4``; who looks at it with a second run must not lose it."""
-    source = tmp_path / "overlay.part.mp4"
+    """A failed run leaves ``.overlay.part.mp4``; who looks at it with a second run must not lose it."""
+    source = part_of(tmp_path / "overlay.mp4")
     source.write_bytes(b"precious")
     with pytest.raises(BadInput):
         check_outputs(OutputConfig(video=str(tmp_path / "overlay.mp4")), str(source))

@@ -30,8 +30,11 @@ def open_source(uri: str, selection: Selection | None = None, image_fps: float =
             f"{uri}: unknown kind of source {uri.split('://')[0]!r}; give a video, an image, a folder, or synthetic://…"
         )
     path = Path(uri)
-    if not path.exists():
-        raise BadInput(f"{uri}: no such file or folder")
+    try:
+        path.stat()
+    except OSError as error:
+        why = "" if isinstance(error, FileNotFoundError) else f" ({error.strerror})"
+        raise BadInput(f"{uri}: no such file or folder{why}") from error
     from perception.capture.images import IMAGE_SUFFIXES, ImageSource
 
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections import Counter
@@ -43,15 +44,16 @@ class ImageSource(Source):
         )
         if not files:
             raise BadInput(f"{uri}: no images in this folder ({', '.join(sorted(IMAGE_SUFFIXES))})")
-        first = round(selection.start_s * image_fps)
-        last = len(files) if selection.duration_s is None else first + max(1, round(selection.duration_s * image_fps))
+        first = place(selection.start_s, image_fps, len(files))
+        last = len(files)
+        if selection.duration_s is not None:
+            last = max(first + 1, place(selection.start_s + selection.duration_s, image_fps, len(files)))
         self.numbered = list(enumerate(files))[first : last : selection.every]
         if not self.numbered:
             raise BadInput(
                 f"{uri}: starts after its end: {len(files)} images at {image_fps:g} per second, not {selection.start_s:g} s"
             )
-        stems = Counter(p.stem for p in files)
-        self.name_of = {p: p.stem if stems[p.stem] == 1 else p.name for p in files}
+        self.name_of = unique_names(files)
         self.image_fps = image_fps
         super().__init__(uri, image_fps / selection.every, len(self.numbered))
 
@@ -72,7 +74,20 @@ class ImageSource(Source):
                 self.uri,
                 name=self.name_of[path],
                 decode_ms=(time.perf_counter_ns() - started) / 1e6,
+                dropped=self.dropped,
             )
+
+
+def place(time_s: float, image_fps: float, count: int) -> int:
+    """Index of the first of ``count`` images that is not before ``time_s``."""
+    return math.ceil(min(time_s * image_fps, count) - 1e-9)
+
+
+def unique_names(files: list[Path]) -> dict[Path, str]:
+    """Each file's stem; its whole name where two share one."""
+    stems = Counter(p.stem for p in files)
+    names = {p: p.stem if stems[p.stem] == 1 else p.name for p in files}
+    return names if len(set(names.values())) == len(files) else {p: p.name for p in files}
 
 
 def read_image(path: Path) -> tuple[np.ndarray | None, str]:

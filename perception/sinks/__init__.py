@@ -6,7 +6,7 @@ from pathlib import Path
 
 from perception.config import Config, OutputConfig
 from perception.errors import BadInput
-from perception.sinks.base import Output, Sink, check_output, make_folder
+from perception.sinks.base import Output, Sink, check_output, make_folder, part_of
 
 __all__ = ["Output", "Sink", "check_output", "check_outputs", "open_sinks"]
 
@@ -17,21 +17,26 @@ def check_outputs(output: OutputConfig, source: str) -> None:
     Raises:
         BadInput: an output exists already and ``overwrite`` is off, cannot be written, or is the source itself.
     """
-    for name in (output.video, output.polygons, output.contact_sheet):
-        if name:
-            check_output(Path(name), output.overwrite)
-            refuse_source(Path(name), source)
+    files = [Path(name) for name in (output.video, output.polygons, output.contact_sheet) if name]
+    origin = Path(source)
+    for file in files:
+        for written in (file, part_of(file)):
+            if same(written, origin) or (written.exists() and same(written.parent, origin)):
+                raise BadInput(f"{written}: is the source itself or one of its images; choose another output")
+        check_output(file, output.overwrite)
+    if len({file.absolute() for file in files}) < len(files):
+        raise BadInput(f"{files[0]}: two outputs cannot share a file; give each its own name")
     if output.masks:
         folder = Path(output.masks)
         if folder.exists() and not folder.is_dir():
             raise BadInput(f"{folder}: is a file; --masks wants a folder")
-        refuse_source(folder, source)
+        if same(folder, origin) or same(folder / f"{origin.stem}.png", origin):
+            raise BadInput(f"{folder}: holds the source, and masks are called as their images; choose another folder")
         make_folder(folder)
 
 
-def refuse_source(target: Path, source: str) -> None:
-    if target.exists() and Path(source).exists() and target.samefile(source):
-        raise BadInput(f"{target}: is the source itself; choose another output")
+def same(a: Path, b: Path) -> bool:
+    return a.exists() and b.exists() and a.samefile(b)
 
 
 def open_sinks(config: Config, fps: float | None) -> list[Sink]:

@@ -52,8 +52,8 @@ class Sink(ABC):
 
 
 def part_of(final: Path) -> Path:
-    """The name under which ``final`` is written until it is whole."""
-    return final.with_name(f"{final.stem}.part{final.suffix}")
+    """The name under which ``final`` is written until it is whole: hidden, so that no image is called so."""
+    return final.with_name(f".{final.stem}.part{final.suffix}")
 
 
 def check_output(final: Path, overwrite: bool) -> None:
@@ -66,6 +66,8 @@ def check_output(final: Path, overwrite: bool) -> None:
         raise BadInput(f"{final}: is a folder; give a file name")
     if final.exists() and not overwrite:
         raise BadInput(f"{final}: exists already; give --overwrite to replace it")
+    if part_of(final).exists() and not overwrite:
+        raise BadInput(f"{part_of(final)}: left by a run that did not finish; look at it, or give --overwrite to replace it")
     make_folder(final.parent)
 
 

@@ -8,18 +8,22 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from perception.errors import BadInput
 from perception.overlay import draw
 from perception.sinks.base import Output, Sink, part_of
 from perception.sinks.video import fitted
 
 COLUMNS, ROWS = 3, 4
 TILE_WIDTH = 640
+SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class ContactSheetSink(Sink):
     """Keeps evenly spaced overlays within fixed memory: when there are twice too many, every other one goes."""
 
     def __init__(self, path: Path) -> None:
+        if path.suffix.lower() not in SUFFIXES:
+            raise BadInput(f"{path}: the contact sheet is an image; end its name with {', '.join(SUFFIXES)}")
         self.target = path
         self._tiles: list[NDArray[np.uint8]] = []
         self._spacing, self._seen = 1, 0
@@ -41,10 +45,10 @@ class ContactSheetSink(Sink):
         tiles = [fitted(self._tiles[i], (width, height)) for i in chosen]
         tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % COLUMNS)
         rows = [np.hstack(tiles[i : i + COLUMNS]) for i in range(0, len(tiles), COLUMNS)]
-        _, png = cv2.imencode(".png", np.vstack(rows))
+        _, data = cv2.imencode(self.target.suffix.lower(), np.vstack(rows))
         part = part_of(self.target)
         try:
-            part.write_bytes(np.asarray(png).tobytes())
+            part.write_bytes(np.asarray(data).tobytes())
             part.replace(self.target)
         except OSError:
             part.unlink(missing_ok=True)
