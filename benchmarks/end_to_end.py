@@ -2,9 +2,9 @@
 
     python -m benchmarks.end_to_end --peer twinlitenet.onnx --clip drive.mp4 --out benchmarks/results/NAME.json
 
-Both are run in turn, several rounds, in one process; each round reads the clip from the beginning. Compared are frames
-per second of wall time over the same frames, as a ratio within each round: what else the machine does hits both. Neither
-writes a video unless ``--video`` is given; Freespace writes its polygons, the peer paints its frames.
+All are run in turn, several rounds, the order rotating, in one process; each round reads the clip from the beginning.
+Compared are frames per second of wall time over the same frames, as a ratio within each round: what else the machine does
+hits all. Neither writes a video unless ``--video`` is given; Freespace writes its polygons, the peer paints its frames.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import cv2
 
-from benchmarks.peer import PeerLoop
+from benchmarks.peer import PEER_HEIGHT, PEER_WIDTH, PeerLoop
 from engine import open_engine
 from engine.base import Engine
 from perception.capture import Selection, open_source
@@ -67,9 +67,14 @@ def main() -> None:
         loops["peer, onnxruntime"] = lambda: peer_round(peer, clip, arguments.seconds, arguments.video)
 
     rates: dict[str, list[float]] = {name: [] for name in loops}
+    expected = 0
     for round_number in range(arguments.rounds + 1):
-        for name, loop in loops.items():
-            frames, seconds = loop()
+        order = list(loops)[round_number % len(loops) :] + list(loops)[: round_number % len(loops)]
+        for name in order:
+            frames, seconds = loops[name]()
+            if expected and frames != expected:
+                parser.error(f"{name} read {frames} frames where another read {expected}")
+            expected = frames
             if round_number:  # the first round warms up
                 rates[name].append(frames / seconds)
                 print(f"round {round_number}: {name:<28} {frames / seconds:7.1f} FPS", flush=True)
@@ -82,6 +87,10 @@ def main() -> None:
         "model": next(iter(engines.values())).contract.sha256,
         "input_size": next(iter(engines.values())).input_size,
     }
+    report["settings"]["frames_per_round"] = expected
+    if peer:
+        report["settings"]["peer_input_size"] = [PEER_WIDTH, PEER_HEIGHT]
+        report["stages_ms"]["peer"] = {"infer": {"p50": round(statistics.median(peer.infer_ms), 3)}}
     report["machine"] = machine()
     print_report(report)
     if arguments.out:
@@ -135,7 +144,7 @@ def results(rates: dict[str, list[float]], summaries: dict[str, list[Summary]]) 
     for name, rounds in summaries.items():
         stages = [r.stages.percentiles() for r in rounds]
         middle = {s: {p: statistics.median(x[s][p] for x in stages) for p in stages[0][s]} for s in stages[0]}
-        middle["neither decoding nor network"] = {
+        middle["total without decode and infer"] = {
             50: statistics.median(x["total"][50] - sum(x[s][50] for s in NEITHER) for x in stages)
         }
         report["stages_ms"][name] = {s: {f"p{p}": round(v, 3) for p, v in ps.items()} for s, ps in middle.items()}
@@ -166,7 +175,7 @@ def print_report(report: dict[str, Any]) -> None:
         beside = f"   {ratio['median']:5.2f} x the peer ({ratio['min']} to {ratio['max']})" if ratio else ""
         print(f"{name:<28} {fps['median']:7.1f} FPS ({fps['min']} to {fps['max']}){beside}")
     for name, stages in report["stages_ms"].items():
-        print(f"\nfreespace, {name}: milliseconds per frame")
+        print(f"\n{name}: milliseconds per frame")
         for stage, percentiles in stages.items():
             print(f"  {stage:<30}" + "  ".join(f"{p} {v:7.2f}" for p, v in percentiles.items()))
 

@@ -7,6 +7,7 @@ resize to 640x360, RGB, divide by 255, planar, infer, argmax of both outputs, re
 from __future__ import annotations
 
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-WIDTH, HEIGHT = 640, 360
+PEER_WIDTH, PEER_HEIGHT = 640, 360
 
 
 class PeerLoop:
@@ -36,12 +37,16 @@ class PeerLoop:
             onnx.save(model, str(cleaned))
             self._session: Any = onnxruntime.InferenceSession(str(cleaned), providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name
+        self.infer_ms: list[float] = []
 
     def process(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Painted copy of a BGR frame."""
-        small = cv2.resize(frame, (WIDTH, HEIGHT))
+        small = cv2.resize(frame, (PEER_WIDTH, PEER_HEIGHT))
         blob = np.ascontiguousarray(small[:, :, ::-1].transpose(2, 0, 1), np.float32)[None] / 255.0
-        drivable, lanes = (np.argmax(logits, axis=1)[0] for logits in self._session.run(None, {self._input: blob}))
+        started = time.perf_counter_ns()
+        outputs = self._session.run(None, {self._input: blob})
+        self.infer_ms.append((time.perf_counter_ns() - started) / 1e6)
+        drivable, lanes = (np.argmax(logits, axis=1)[0] for logits in outputs)
         size = (frame.shape[1], frame.shape[0])
         painted: NDArray[np.uint8] = frame.copy()
         painted[cv2.resize(drivable.astype(np.uint8) * 255, size) > 100] = (0, 0, 255)

@@ -87,7 +87,10 @@ class Engine(ABC):
             resample(image, resampling, slot)
             resamplings.append(resampling)
         prepared = time.perf_counter_ns()
-        values = self.infer(self._input)
+        if self.contract.batch == 1:
+            values = np.concatenate([self.infer(one[None]) for one in self._input])
+        else:
+            values = self.infer(self._input)
         done = time.perf_counter_ns()
         timings = EngineTimings((prepared - started) / 1e6, (done - prepared) / 1e6)
         return Scores(values, self.contract.planes, tuple(resamplings), timings)

@@ -35,7 +35,7 @@ class ModelContract:
         sha256: of its bytes; identifies the model everywhere.
         planes: names of the score planes, in the order of the output's channels.
         input_size: (width, height) in pixels.
-        batch: fixed batch size, or None where it is free.
+        batch: 1 where the file takes one image at a time, None where it takes any number.
         resize: how a frame is brought to ``input_size``.
         metadata: every metadata property of the file.
     """
@@ -89,6 +89,8 @@ def read_contract(path: Path) -> ModelContract:
     batch, height, width, channels = image
     if channels != 3 or not height or not width:
         raise ModelError(f"{path}: input {INPUT_NAME!r} is {image}, wanted (N, h, w, 3) with h and w fixed; export it again")
+    if batch not in (None, 1):
+        raise ModelError(f"{path}: takes {batch} images at a time and no other number; export it again")
     planes = tuple(p.strip() for p in metadata.get(KEY_PLANES, "").split(",") if p.strip())
     unknown = [p for p in planes if p not in KNOWN_PLANES]
     if not planes or unknown or len(set(planes)) != len(planes):

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from engine.base import Engine
 from engine.contract import ModelContract, ModelError
 
+PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+
 
 class OpenVinoEngine(Engine):
     """Runs the ONNX file through OpenVINO, one image at a time with a fixed shape: its kernels are chosen for it.
@@ -23,9 +25,12 @@ class OpenVinoEngine(Engine):
         super().__init__(contract)
         import openvino
 
+        if precision not in PRECISIONS:
+            raise ModelError(f"backend openvino computes in {' or '.join(PRECISIONS)}, not {precision}")
+
         options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+            "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
         }
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads

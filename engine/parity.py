@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,19 +31,28 @@ class Parity:
         )
 
 
-def compare(images: Sequence[NDArray[np.uint8]], open_backend: Callable[[str], Engine]) -> Iterator[Parity]:
-    """Scores of every installed backend against the reference (torch, else the first installed one) on ``images``."""
+def compare(images: Iterable[NDArray[np.uint8]], open_backend: Callable[[str], Engine]) -> list[Parity]:
+    """Scores of every installed backend against the reference (torch, else the first installed one) on ``images``.
+
+    Raises:
+        ModelError: a backend cannot load the model.
+    """
     names = sorted((n for n in BACKENDS if installed(n)), key=lambda n: n != "torch")
-    with open_backend(names[0]) as engine:
-        wanted = [engine.segment([image]).values for image in images]
-    for name in names[1:]:
-        with open_backend(name) as engine:
-            largest, total, otherwise, pixels = 0, 0, 0, 0
-            for image, reference in zip(images, wanted, strict=True):
+    with ExitStack() as stack:
+        reference, *others = [stack.enter_context(open_backend(name)) for name in names]
+        frames, pixels = 0, 0
+        largest, total, otherwise = ([0] * len(others) for _ in range(3))
+        for image in images:
+            wanted = reference.segment([image]).values
+            frames, pixels = frames + 1, pixels + wanted.size
+            for i, engine in enumerate(others):
                 scores = engine.segment([image]).values
-                difference = np.abs(scores.astype(np.int16) - reference)
-                largest = max(largest, int(difference.max()))
-                total += int(difference.sum())
-                otherwise += int(np.count_nonzero((scores > 127) != (reference > 127)))
-                pixels += difference.size
-        yield Parity(name, names[0], len(images), largest, total / max(pixels, 1), otherwise / max(pixels, 1))
+                difference = np.abs(scores.astype(np.int16) - wanted)
+                largest[i] = max(largest[i], int(difference.max()))
+                total[i] += int(difference.sum())
+                otherwise[i] += int(np.count_nonzero((scores > 127) != (wanted > 127)))
+    size = max(pixels, 1)
+    return [
+        Parity(engine.name, names[0], frames, largest[i], total[i] / size, otherwise[i] / size)
+        for i, engine in enumerate(others)
+    ]

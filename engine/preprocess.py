@@ -66,7 +66,7 @@ def fit(frame_size: tuple[int, int], input_size: tuple[int, int], mode: ResizeMo
 def resample(image: NDArray[np.uint8], resampling: Resampling, out: NDArray[np.uint8]) -> None:
     """Write the network's view of ``image`` uint8 ``(H, W, 3)`` into ``out`` uint8 ``(h, w, 3)``.
 
-    Bilinear, halved first as often as it shrinks by more than two: a bilinear resize looks at 2 x 2 pixels and would skip
+    Bilinear, halved first as long as both sides shrink by more than two: a bilinear resize looks at 2 x 2 pixels and would skip
     the others. Halving maps areas, too, so the whole map stays the one of ``resampling``. Rows and columns outside the
     content are set to `PADDING_GREY`.
     """

@@ -147,14 +147,15 @@ def parity(
     from perception.capture import Selection, open_source
 
     with open_source(source, Selection(every=every)) as frames:
-        images = [f.image for f in frames.frames()]
+        rows = compare((f.image for f in frames.frames()), lambda name: open_engine(model, name))
         problems = frames.problems
-    if not images:
+    if not rows:
+        raise BadInput("only one backend is installed, there is nothing to compare it with")
+    if not rows[0].frames:
         raise BadInput(f"{source}: no frames to compare on{': ' + problems[0] if problems else ''}")
-    worst = 0
-    for row in compare(images, lambda name: open_engine(model, name)):
+    for row in rows:
         print(row)
-        worst = max(worst, row.largest)
+    worst = max(row.largest for row in rows)
     if worst > tolerance:
         raise FreespaceError(f"backends differ by up to {worst} grey levels, allowed are {tolerance}")
 
@@ -197,13 +198,17 @@ def evaluate(
     backend: Backend = None,
     precision: Precision = None,
     report: Annotated[Optional[Path], typer.Option(help="JSON file to write the counts and ratios to.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing report.")] = False,
 ) -> None:
     """Dataset-level IoU of a model file on labelled frames, by data set, plane and condition."""
     with training_extra():
         from training.evaluate import evaluate_model, print_report, write_report
 
     from engine import open_engine
+    from perception.sinks import check_output
 
+    if report:
+        check_output(report, overwrite)
     with missing_files(), open_engine(model, backend or "auto", precision or "fp32") as engine:
         rows = evaluate_model(engine, data, split)
     print_report(rows, split, engine)
@@ -225,10 +230,13 @@ def export(
 
     check_output(out, overwrite)
     with training_extra():
-        from training.export import export_model
+        from training.export import ParityError, export_model
 
-    with missing_files():
-        largest = export_model(checkpoint, out, (width, height), report)
+    try:
+        with missing_files():
+            largest = export_model(checkpoint, out, (width, height), report)
+    except ParityError as error:
+        raise FreespaceError(str(error)) from error
     print(f"{out}: differs from torch by at most {largest} grey levels")
 
 
@@ -256,7 +264,7 @@ def training_extra() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise BadInput(f"this command needs {error.name}; pip install 'freespace[train]'") from error
+        raise BadInput(f"this command needs {error.name}; pip install '.[train]' in the project's folder") from error
 
 
 @contextmanager

@@ -112,9 +112,10 @@ class Freespace:
         Raises:
             ValueError: no JSON, another schema, or a key is missing.
         """
-        data: dict[str, Any] = json.loads(line)
-        if data.get("schema") != SCHEMA:
-            raise ValueError(f"schema is {data.get('schema')!r}, this program reads {SCHEMA!r}")
+        data: Any = json.loads(line)
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if schema != SCHEMA:
+            raise ValueError(f"schema is {schema!r}, this program reads {SCHEMA!r}")
         try:
             polygons = [
                 Polygon(

@@ -127,6 +127,8 @@ def run(
         summary.interrupted = stop.is_set()
     except Closed:
         pass
+    except KeyboardInterrupt:  # the user will not wait, not even for the outputs
+        raise
     except BaseException as error:
         failure = error
     waiting.abort()
@@ -156,6 +158,8 @@ class CaptureThread(threading.Thread):
                 self._slot.put(frame)
         except Closed:
             pass
+        except OSError as error:
+            self.error = FreespaceError(f"{self._source.uri}: cannot be read: {error.strerror or error}")
         except BaseException as error:
             self.error = error
         finally:

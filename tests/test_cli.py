@@ -422,4 +422,4 @@ def test_missing_training_extra_says_what_to_install(here: Here, monkeypatch: py
         monkeypatch.delitem(sys.modules, name)
     code, _, err = here("train", "--data", "d", "--out", "o")
     assert code == 2
-    assert_one_sentence(err, "pip install 'freespace[train]'")
+    assert_one_sentence(err, "pip install '.[train]'")

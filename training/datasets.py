@@ -28,19 +28,33 @@ from numpy.typing import NDArray
 PLANES = ("freespace", "ego")
 IGNORE = 255
 SPLITS = ("train", "dev", "val")
+FOLDERS = (
+    ("camvid/train", "camvid"),
+    ("camvid/val", "camvid"),
+    ("idd_lite/train", "idd_lite"),
+    ("bdd100k/train", "bdd100k"),
+)
 
 U8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One labelled image on disk. ``condition`` is ``day`` or ``night`` where known, else ``any``."""
+    """One labelled image on disk.
+
+    Attributes:
+        dataset: a key of `READERS`.
+        sequence: the drive it comes from.
+        condition: ``day`` or ``night`` where known, else ``any``.
+        published_split: where the data set itself says it, else None.
+    """
 
     dataset: str
     sequence: str
     image: Path
     label: Path
     condition: str = "any"
+    published_split: str | None = None
 
 
 def find_samples(root: Path) -> list[Sample]:
@@ -50,22 +64,16 @@ def find_samples(root: Path) -> list[Sample]:
         FileNotFoundError: no known data set lies there, or an image has no label.
     """
     samples: list[Sample] = []
-    night = read_names(root / "bdd100k/train/night.txt")
-    for folder, name in (
-        ("camvid/train", "camvid"),
-        ("camvid/val", "camvid"),
-        ("idd_lite/train", "idd_lite"),
-        ("bdd100k/train", "bdd100k"),
-    ):
+    day, night = (read_names(root / f"bdd100k/train/{name}.txt") for name in ("day", "night"))
+    for folder, name in FOLDERS:
+        published = folder.split("/")[1] if name == "camvid" else None
         for image in sorted((root / folder / "images").glob("*.jpg")):
             label = root / folder / "labels" / f"{image.stem}.png"
             if not label.exists():
                 raise FileNotFoundError(f"{image} has no label {label}")
             sequence = image.stem if name == "bdd100k" else image.stem.split("_")[0]
-            if folder == "camvid/val":
-                sequence = "val"
-            condition = "any" if name != "bdd100k" else "night" if image.stem in night else "day"
-            samples.append(Sample(name, sequence, image, label, condition))
+            condition = "day" if image.stem in day else "night" if image.stem in night else "any"
+            samples.append(Sample(name, sequence, image, label, condition, published))
     if not samples:
         raise FileNotFoundError(f"no labelled images below {root}: expected camvid/, idd_lite/ or bdd100k/")
     return samples
@@ -76,13 +84,14 @@ def read_names(path: Path) -> set[str]:
 
 
 def split_of(sample: Sample) -> str:
-    """``train``, ``dev`` (for choices) or ``val`` (for the report only), decided by sequence, the same on every machine.
+    """``train``, ``dev`` (for choices) or ``val`` (for the report only), the same on every machine.
 
-    CamVid keeps its published validation folder; elsewhere a hash of the sequence name puts a fifth into ``val`` and a
-    twentieth into ``dev``.
+    CamVid keeps its published split, though its validation images come from a drive that also gave training images.
+    Elsewhere a hash of the sequence's name puts a fifth into ``val`` and a twentieth into ``dev``; BDD100K has one image
+    a sequence.
     """
-    if sample.dataset == "camvid":
-        return "val" if sample.sequence == "val" else "train"
+    if sample.published_split:
+        return sample.published_split
     digest = hashlib.sha256(f"{sample.dataset}/{sample.sequence}".encode()).digest()
     bucket = int.from_bytes(digest[:4], "big") % 100
     return "val" if bucket < 20 else "dev" if bucket < 25 else "train"
@@ -166,7 +175,7 @@ def read_sample(sample: Sample, max_width: int | None = None, strict: bool = Fal
 
 
 class Cache:
-    """Samples decoded once and kept in memory (about 0.5 MB each at ``max_width`` 576)."""
+    """Samples decoded once and kept in memory (about a megabyte each at ``max_width`` 576)."""
 
     def __init__(self, samples: Sequence[Sample], max_width: int) -> None:
         self.samples = list(samples)

@@ -1,16 +1,19 @@
-"""Accuracy of a deployed model file: the very path that a user's frame takes, at the label's resolution."""
+"""Accuracy of a deployed model file: a user's frame through the engine, at the label's resolution."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import cv2
+import onnx
+from onnx import numpy_helper
 
 from engine.base import Engine
-from training.datasets import PLANES, find_samples, read_sample, split_of
+from training.datasets import PLANES, SPLITS, find_samples, read_sample, split_of
 from training.metrics import Counts, count
 
 Row = tuple[str, str, str]  # data set, condition, plane
@@ -19,11 +22,14 @@ Row = tuple[str, str, str]  # data set, condition, plane
 def evaluate_model(engine: Engine, data: Path, split: str, threshold: float = 0.5) -> dict[Row, Counts]:
     """Counts per data set, condition and plane over the labelled images of ``split``.
 
-    Scores are brought to the image's size bilinearly and compared with ``threshold``; labels are taken as drawn.
+    Scores are brought to the image's size bilinearly and compared with ``threshold``; labels are taken as drawn. Polygons do
+    not take part: small regions count as what they are.
 
     Raises:
         ValueError: the split is unknown or has no images.
     """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     samples = [s for s in find_samples(data) if split_of(s) == split]
     if not samples:
         raise ValueError(f"no labelled images in split {split!r} below {data}")
@@ -73,8 +79,23 @@ def write_report(path: Path, rows: dict[Row, Counts], split: str, engine: Engine
         for (dataset, condition, plane), c in rows.items()
     ]
     definition = "dataset-level IoU = TP / (TP + FP + FN), summed over all labelled pixels of all images of the split"
-    part = path.with_suffix(".part")
-    part.write_text(
-        json.dumps({"definition": definition, "split": split, "backend": engine.name, "results": results}, indent=1)
-    )
+    report = {
+        "definition": definition,
+        "split": split,
+        "weights": weights_sha256(engine.contract.path),
+        "input_size": list(engine.input_size),
+        "backend": engine.name,
+        "precision": engine.precision,
+        "results": results,
+    }
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    part.write_text(json.dumps(report, indent=1) + "\n")
     os.replace(part, path)
+
+
+def weights_sha256(path: Path) -> str:
+    """Of a model file's weights alone: it stays when the metrics measured with them are written into the file."""
+    digest = hashlib.sha256()
+    for tensor in sorted(onnx.load(str(path)).graph.initializer, key=lambda t: t.name):
+        digest.update(tensor.name.encode() + numpy_helper.to_array(tensor).tobytes())
+    return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import warnings
 from pathlib import Path
@@ -18,17 +19,23 @@ from torch import Tensor, nn
 from engine import open_engine
 from engine.contract import CONTRACT_VERSION, INPUT_NAME, KEY_PLANES, KEY_RESIZE, KEY_VERSION, OUTPUT_NAME
 from training.datasets import PLANES
+from training.evaluate import weights_sha256
 from training.models import build_model
-from training.trainer import normalise
+from training.trainer import MAY_CHANGE, normalise
 
 OPSET = 18
-DATA_TERMS = (
-    "CamVid (Cambridge-driving Labeled Video Database, academic use); IDD Lite (India Driving Dataset, research use, no "
-    "redistribution); BDD100K (UC Regents: educational, research and not-for-profit use with notice); encoder "
-    "initialised from ImageNet weights of EfficientNet-Lite0"
-)
+DATA_TERMS = {
+    "camvid": "CamVid (Cambridge-driving Labeled Video Database, academic use)",
+    "idd_lite": "IDD Lite (India Driving Dataset, research use, no redistribution)",
+    "bdd100k": "BDD100K (UC Regents: educational, research and not-for-profit use with notice)",
+}
+IMAGENET = "encoder initialised from ImageNet weights of EfficientNet-Lite0"
 PARITY_LIMIT = 2
 PARITY_IMAGES = 4
+
+
+class ParityError(RuntimeError):
+    """The exported file does not reproduce the network."""
 
 
 class Deployed(nn.Module):
@@ -57,7 +64,7 @@ def load_network(checkpoint: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise
     except Exception as error:
         raise ValueError(f"{checkpoint}: not a checkpoint of 'freespace train': {error}") from error
-    return network.eval(), {**state["config"], "epochs_done": state["epoch"]}
+    return network.eval(), {**state["config"], "epochs_done": state["epoch"], "images": state["images"]}
 
 
 def export_model(checkpoint: Path, out: Path, size: tuple[int, int], report: Path | None = None) -> int:
@@ -71,52 +78,71 @@ def export_model(checkpoint: Path, out: Path, size: tuple[int, int], report: Pat
         the largest difference found, grey levels of 255.
 
     Raises:
-        ValueError: the size does not fit the network, or the file does not reproduce the network.
+        ValueError: the checkpoint or report is none of ours, or the size does not fit the network.
+        ParityError: the file does not reproduce the network.
     """
     network, config = load_network(checkpoint)
+    metrics = json.loads(report.read_text()) if report else {}
     stride = int(getattr(network, "stride", 32))
     width, height = size
     if width <= 0 or height <= 0 or width % stride or height % stride:
         raise ValueError(f"input size {width}x{height}: wanted positive multiples of {stride}")
     deployed = Deployed(network).eval()
-    part = out.with_suffix(".part.onnx")
-    example = torch.zeros(1, height, width, 3, dtype=torch.uint8)
+    part = out.with_name(f".{out.stem}.part{out.suffix}")
+    try:
+        write_graph(deployed, part, size)
+        if metrics and metrics.get("weights") != weights_sha256(part):
+            raise ValueError(f"{report}: measured with other weights; run 'freespace evaluate' on this checkpoint's export")
+        model = onnx.load(str(part))
+        onnx.helper.set_model_props(
+            model,
+            {
+                KEY_VERSION: CONTRACT_VERSION,
+                KEY_PLANES: ",".join(PLANES),
+                KEY_RESIZE: "stretch",
+                "freespace.network": config["model"],
+                "freespace.training_data": training_data(config),
+                "freespace.recipe": json.dumps({k: v for k, v in config.items() if k not in MAY_CHANGE}),
+                "freespace.metrics": json.dumps(metrics),
+                "freespace.source_revision": source_revision(),
+            },
+        )
+        onnx.checker.check_model(model)
+        onnx.save(model, str(part))
+        largest = parity_with_torch(deployed, part, size)
+        if largest > PARITY_LIMIT:
+            raise ParityError(f"the exported file differs from torch by {largest} grey levels, allowed are {PARITY_LIMIT}")
+        os.replace(part, out)
+    finally:
+        part.unlink(missing_ok=True)
+    return largest
+
+
+def write_graph(deployed: nn.Module, path: Path, size: tuple[int, int]) -> None:
+    """The network as ONNX with full shapes and without denormal weights, its metadata still missing."""
+    width, height = size
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         torch.onnx.export(
             deployed,
-            (example,),
-            str(part),
+            (torch.zeros(1, height, width, 3, dtype=torch.uint8),),
+            str(path),
             input_names=[INPUT_NAME],
             output_names=[OUTPUT_NAME],
             dynamic_axes={INPUT_NAME: {0: "N"}, OUTPUT_NAME: {0: "N"}},
             opset_version=OPSET,
             dynamo=False,  # the TorchScript exporter folds the batch norms into the convolutions
         )
-    model = onnx.load(str(part))
+    model = onnx.load(str(path))
     flush_denormals(model)
     fix_shapes(model, height, width)
-    metadata = {
-        KEY_VERSION: CONTRACT_VERSION,
-        KEY_PLANES: ",".join(PLANES),
-        KEY_RESIZE: "stretch",
-        "freespace.network": config["model"],
-        "freespace.training_data": DATA_TERMS,
-        "freespace.recipe": json.dumps({k: v for k, v in config.items() if k not in ("data", "out", "threads", "device")}),
-        "freespace.metrics": json.dumps(json.loads(report.read_text())) if report else "{}",
-        "freespace.source_revision": source_revision(),
-    }
-    onnx.helper.set_model_props(model, metadata)
-    onnx.checker.check_model(model)
-    onnx.save(model, str(part))
-    try:
-        largest = parity_with_torch(deployed, part, size)
-        if largest > PARITY_LIMIT:
-            raise ValueError(f"the exported file differs from torch by {largest} grey levels, allowed are {PARITY_LIMIT}")
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
-    return largest
+    onnx.save(model, str(path))
+
+
+def training_data(config: dict[str, Any]) -> str:
+    """What the weights were trained on, with its terms."""
+    sets = [f"{DATA_TERMS[name]}, {n} images" for name, n in config["images"].items() if n]
+    return "; ".join([*sets, IMAGENET] if config["pretrained"] else sets)
 
 
 def flush_denormals(model: onnx.ModelProto) -> None:
@@ -155,6 +181,10 @@ def parity_with_torch(deployed: nn.Module, path: Path, size: tuple[int, int]) ->
 
 
 def source_revision() -> str:
-    """The commit the working tree is at, ``unknown`` outside a checkout."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
+    """The commit of this checkout, ``-dirty`` where it has changes; ``unknown`` outside a checkout of this project."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return "unknown"
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"

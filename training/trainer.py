@@ -17,11 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from engine.preprocess import fit, resample
 from training.augment import augment
-from training.datasets import PLANES, Cache, Sample, epoch_indices, find_samples, read_sample, split_of
+from training.datasets import PLANES, READERS, Cache, Sample, epoch_indices, find_samples, read_sample, split_of
 from training.losses import bce_and_dice
 from training.metrics import Counts, count
 from training.models import build_model
+
+MAY_CHANGE = ("data", "out", "threads", "device")  # settings that a resumed run may have otherwise
 
 INPUT_MEAN, INPUT_SCALE = 127.0, 1.0 / 128.0
 
@@ -65,12 +68,13 @@ def train(config: TrainConfig) -> Path:
 
     Raises:
         FileNotFoundError: no data, or no pretrained weights.
+        ValueError: an unknown device or network, or an unfinished run with other settings in ``config.out``.
     """
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device)
+    device = open_device(config.device)
     samples = find_samples(Path(config.data))
     splits = {name: [s for s in samples if split_of(s) == name] for name in ("train", "dev")}
     cache = Cache(splits["train"], config.cache_width)
@@ -78,7 +82,7 @@ def train(config: TrainConfig) -> Path:
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(PLANES))
     checkpoint_path = out / "last.pt"
-    resumed = torch.load(checkpoint_path, map_location="cpu", weights_only=True) if checkpoint_path.exists() else None
+    resumed = load_checkpoint(checkpoint_path, config) if checkpoint_path.exists() else None
     if config.pretrained and resumed is None:
         model.encoder.load_imagenet()  # type: ignore[operator, union-attr]
     model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -135,9 +139,38 @@ def train(config: TrainConfig) -> Path:
                 "schedule": schedule.state_dict(),
                 "epoch": epoch + 1,
                 "config": asdict(config),
+                "images": {name: sum(s.dataset == name for s in splits["train"]) for name in READERS},
             },
         )
     return checkpoint_path
+
+
+def open_device(name: str) -> torch.device:
+    """``auto`` takes CUDA where there is one. Raises ValueError for a name torch does not know."""
+    try:
+        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError as error:
+        raise ValueError(f"device {name!r}: wanted auto, cpu or cuda") from error
+
+
+def load_checkpoint(path: Path, config: TrainConfig) -> dict[str, Any]:
+    """State of an earlier run to go on from.
+
+    Raises:
+        ValueError: the file is broken, or the run had other settings.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        earlier = state["config"]
+    except Exception as error:
+        raise ValueError(f"{path}: not a checkpoint of 'freespace train'; give another --out") from error
+    wanted = asdict(config)
+    changed = [k for k in wanted if k not in MAY_CHANGE and json.dumps(wanted[k]) != json.dumps(earlier.get(k))]
+    if changed:
+        raise ValueError(f"{path}: that run had other settings ({', '.join(changed)}); give them again, or another --out")
+    if state["epoch"] >= config.epochs:
+        print(f"{path}: finished already, {state['epoch']} epochs")
+    return state
 
 
 def batches(cache: Cache, config: TrainConfig, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
@@ -189,7 +222,8 @@ def evaluate_network(model: nn.Module, samples: list[Sample], size: tuple[int, i
     totals: dict[str, Counts] = {}
     for sample in samples:
         image, planes = read_sample(sample, strict=True)
-        small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), np.uint8)
+        small = np.zeros((size[1], size[0], 3), np.uint8)
+        resample(image, fit((image.shape[1], image.shape[0]), size, "stretch"), small)
         logits = model(normalise(torch.from_numpy(small)[None].to(device)))[0].cpu().numpy()
         for plane, name in enumerate(PLANES):
             key = f"{sample.dataset}/{name}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from fractions import Fraction
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,12 +75,10 @@ class VideoSource(Source):
         selection = self._selection
         start_ns = round(selection.start_s * NANOSECONDS)
         end_ns = start_ns + round(selection.duration_s * NANOSECONDS) if selection.duration_s else None
-        if start_ns:
-            target = (self._begin + Fraction(start_ns, NANOSECONDS)) / self._stream.time_base
-            self._container.seek(int(target), stream=self._stream, backward=True)
+        sought = start_ns > 0 and self._seek(start_ns)
         first_taken, last_ns = None, 0
         started = time.perf_counter_ns()
-        for number, picture, stamp_ns in self._numbered_pictures(start_ns):
+        for number, picture, stamp_ns in self._numbered_pictures(sought):
             last_ns = stamp_ns
             if stamp_ns < start_ns:
                 continue
@@ -99,7 +97,18 @@ class VideoSource(Source):
         if first_taken is None:
             raise self._starts_too_late() if last_ns else FreespaceError(f"{self.uri}: no frame could be decoded")
 
-    def _numbered_pictures(self, start_ns: int) -> Iterator[tuple[int, Any, int]]:
+    def _seek(self, start_ns: int) -> bool:
+        """Go to the key frame before a media time; False where the format cannot (a raw stream): then one reads up to it."""
+        import av
+
+        target = (self._begin + Fraction(start_ns, NANOSECONDS)) / self._stream.time_base
+        try:
+            self._container.seek(int(target), stream=self._stream, backward=True)
+        except (av.error.FFmpegError, OSError):
+            return False
+        return True
+
+    def _numbered_pictures(self, sought: bool) -> Iterator[tuple[int, Any, int]]:
         """(number, picture, stamp) in presentation order.
 
         A picture's number is the rank of its time stamp among those of all packets: those of them that precede it and gave no
@@ -107,7 +116,7 @@ class VideoSource(Source):
         """
         self._waiting: list[int] = []  # time stamps of packets read, whose pictures have not come yet
         self._error = ""
-        number, previous_ns = 0 if not start_ns else -1, -round(NANOSECONDS / self.rate)
+        number, previous_ns = -1 if sought else 0, -round(NANOSECONDS / self.rate)
         for picture in self._pictures():
             if picture.pts is None:
                 stamp_ns = previous_ns + round(NANOSECONDS / self.rate)
@@ -116,6 +125,7 @@ class VideoSource(Source):
             if number < 0:
                 number = self._count_before(picture.pts) if picture.pts is not None else round(stamp_ns / 1e9 * self.rate)
                 self._waiting = [pts for pts in self._waiting if picture.pts is None or pts >= picture.pts]
+                heapify(self._waiting)
             while picture.pts is not None and self._waiting and self._waiting[0] <= picture.pts:
                 if heappop(self._waiting) < picture.pts:
                     self.lost(f"{self.uri}: frame {number} could not be decoded{self._error}")

@@ -15,19 +15,24 @@ class JsonlSink(Sink):
         self.target, self._part = path, part_of(path)
         self._file = open(self._part, "w", encoding="utf-8", newline="\n")  # noqa: SIM115 - lives as long as the sink
         self._whole = 0  # bytes of whole lines
+        self._failed = False
 
     def write(self, output: Output) -> None:
+        self._failed = True
         self._file.write(output.result.to_json() + "\n")
         self._file.flush()  # a crash loses nothing that was reported
         self._whole = self._file.tell()
+        self._failed = False
 
     def close(self) -> None:
         try:
             self._file.close()
         finally:
-            if self._whole:
+            if not self._whole:
+                self._part.unlink()
+            elif self._failed:
                 os.truncate(self._part, self._whole)
+                self.made = f"what could be written of the polygons: {self._part}"
+            else:
                 os.replace(self._part, self.target)
                 self.made = f"polygons {self.target}"
-            else:
-                self._part.unlink()

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.errors import BadInput
+from perception.errors import BadInput, FreespaceError
 from perception.overlay import draw
 from perception.sinks.base import Output, Sink, part_of
 
@@ -115,11 +115,18 @@ class OutputFile(io.FileIO):
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Raise the file's own error in place of whatever FFmpeg makes of it."""
+        """Raise the file's own error in place of whatever FFmpeg makes of it.
+
+        Raises:
+            OSError: the file could not be written.
+            FreespaceError: the encoder or the muxer refused.
+        """
+        import av
+
         try:
             yield
-        except (OSError, RuntimeError) as error:
-            raise self.error or error from None
+        except av.error.FFmpegError as error:
+            raise self.error or FreespaceError(f"{self.name}: cannot be encoded: {error}") from None
         if self.error:
             raise self.error
 
@@ -131,7 +138,7 @@ def count_frames(path: Path) -> int:
     try:
         with av.open(str(path)) as container:
             return sum(packet.size > 0 and not packet.is_corrupt for packet in container.demux(container.streams.video[0]))
-    except OSError:
+    except (av.error.FFmpegError, OSError):
         return 0
 
 
@@ -168,7 +175,7 @@ def rewrite_plain(path: Path) -> None:
                     frames += 1
         if count_frames(plain) == frames:
             os.replace(plain, path)
-    except OSError:
+    except (av.error.FFmpegError, OSError):
         pass
     finally:
         plain.unlink(missing_ok=True)
