@@ -7,6 +7,7 @@ import struct
 import wave
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -484,3 +485,32 @@ def test_image_reader_agrees_with_opencv(tmp_path: Path) -> None:
     path = write_image(tmp_path / "x.jpg", np.asarray(picture))
     (frame,), _ = read(path)
     assert np.array_equal(frame.image, cv2.imread(str(path)))
+
+
+def test_start_in_an_open_group_of_pictures_loses_nothing(tmp_path: Path) -> None:
+    """After a seek the first pictures may precede their key frame in time; they are no losses and shift no numbers."""
+    path = tmp_path / "open.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.options = {"x264-params": "keyint=10:min-keyint=10:scenecut=0:bframes=3:b-adapt=0:open-gop=1"}
+        for number in range(40):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered_image(number % 20, 64, 48), "bgr24")))
+        container.mux(stream.encode(None))
+    for start_s in (1.0, 1.3, 2.9):
+        frames, source = read(path, Selection(start_s=start_s))
+        assert seqs(frames) == list(range(round(start_s * 10), 40))
+        assert (source.dropped, source.problems) == (0, [])
+
+
+def test_raw_stream_that_cannot_seek_is_read_up_to_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "raw.h264"
+    with av.open(str(path), "w", format="h264") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(20):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered_image(number, 64, 48), "bgr24")))
+        container.mux(stream.encode(None))
+    frames, _ = read(path, Selection(start_s=0.5))
+    assert 0 < len(frames) < 20
+    assert np.all(np.diff([f.seq for f in frames]) == 1)

@@ -47,7 +47,7 @@ def test_a_batch_is_its_images_one_by_one(backend: str, tiny_model: Path) -> Non
     with open_engine(tiny_model, backend) as engine:
         together = engine.segment(images)
         apart = [engine.segment([image]).values[0] for image in images]
-    assert np.array_equal(together.values, np.stack(apart))
+    assert np.abs(together.values.astype(int) - np.stack(apart)).max() <= 1
     assert [r.frame_size for r in together.resamplings] == [(60, 40), (30, 90)]
 
 

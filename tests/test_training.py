@@ -123,7 +123,7 @@ def test_split_keeps_sequences_together_and_never_moves() -> None:
     assert all(len(splits) == 1 for splits in by_sequence.values())
     assert 10 <= sum(v == {"val"} for v in by_sequence.values()) <= 30
     assert split_of(samples[7]) == "train"
-    assert split_of(Sample("camvid", "val", Path("a"), Path("b"))) == "val"
+    assert split_of(Sample("camvid", "0016E5", Path("a"), Path("b"), published_split="val")) == "val"
 
 
 def test_epoch_takes_each_data_set_by_its_share() -> None:
@@ -263,3 +263,21 @@ def test_shipped_model_on_real_labelled_frames() -> None:
     assert totals["camvid"].iou > 0.9
     assert totals["idd_lite"].iou > 0.84
     assert totals["bdd100k"].iou > 0.7
+
+
+def test_report_of_other_weights_is_not_built_in(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text('{"weights": "0", "results": []}')
+    with pytest.raises(ValueError, match="other weights"):
+        export_model(checkpoint, tmp_path / "m.onnx", (96, 64), tmp_path / "report.json")
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_run_with_other_settings_is_not_resumed(data: Path, checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match=r"other settings \(epochs\)"):
+        train(small_run(data, checkpoint.parent, epochs=3))
+
+
+def test_broken_checkpoint_is_the_users_matter(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_bytes(b"half a checkpoint")
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        train(small_run(data, tmp_path, epochs=1))

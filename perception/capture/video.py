@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from heapq import heapify, heappop, heappush
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import cv2
 import numpy as np
@@ -35,15 +35,13 @@ class VideoSource(Source):
         self._path = uri
         self._address = f"file:{Path(uri).absolute()}"  # a name with a colon is no protocol
         try:
-            self._container: Any = av.open(self._address)
+            self._open()
         except (av.error.FFmpegError, OSError) as error:
             raise BadInput(f"{uri}: cannot be opened as a video: {reason(error)}; is it complete?") from error
         if self._container.format.name in NO_VIDEO:
             raise BadInput(f"{uri}: cannot be opened as a video: it is text")
-        if not self._container.streams.video:
+        if self._stream is None:
             raise BadInput(f"{uri}: has no video stream")
-        self._stream = cast("Any", self._container.streams.video[0])
-        self._stream.thread_type = "AUTO"
         self._selection = selection
         rate: Fraction = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
         self.rate = float(rate) if 0 < rate < 1000 else 25.0
@@ -59,6 +57,14 @@ class VideoSource(Source):
                 taken = min(taken, selection.duration_s)
             total = max(1, -(-round(taken * self.rate) // selection.every))
         super().__init__(uri, self.rate / selection.every, total)
+
+    def _open(self) -> None:
+        import av
+
+        self._container: Any = av.open(self._address)
+        self._stream: Any = next(iter(self._container.streams.video), None)
+        if self._stream is not None:
+            self._stream.thread_type = "AUTO"
 
     def _header_length_s(self) -> float | None:
         if self._stream.duration is not None:
@@ -105,6 +111,8 @@ class VideoSource(Source):
         try:
             self._container.seek(int(target), stream=self._stream, backward=True)
         except (av.error.FFmpegError, OSError):
+            self.close()
+            self._open()  # the attempt may have left it anywhere
             return False
         return True
 
