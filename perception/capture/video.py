@@ -19,6 +19,7 @@ from perception.frame import Frame
 NANOSECONDS = 1_000_000_000
 QUARTER_TURNS = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
 NO_VIDEO = ("tty",)  # FFmpeg paints any text file as a terminal
+SEEK_MARGIN_S = 1  # a key frame is found by its decoding time, which may precede that of pictures shown before it
 SHORTFALL_S = 0.25  # a header's length is rounded, and may be that of a sound track
 
 
@@ -107,7 +108,7 @@ class VideoSource(Source):
         """Go to the key frame before a media time; False where the format cannot (a raw stream): then one reads up to it."""
         import av
 
-        target = (self._begin + Fraction(start_ns, NANOSECONDS)) / self._stream.time_base
+        target = (self._begin + Fraction(start_ns, NANOSECONDS) - SEEK_MARGIN_S) / self._stream.time_base
         try:
             self._container.seek(int(target), stream=self._stream, backward=True)
         except (av.error.FFmpegError, OSError):
