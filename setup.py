@@ -35,6 +35,7 @@ setup(
         "onnx>=1.17",  # reads and checks model files
         "onnxruntime>=1.20",
         "openvino>=2024.6",
+        "orjson>=3.10",
         "platformdirs>=4",
         "pydantic>=2.9",
         "rich>=13",

@@ -171,13 +171,16 @@ def train(
     threads: Annotated[Optional[int], typer.Option(help="CPU threads; 0 leaves it to torch.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     pretrained: Annotated[bool, typer.Option(help="Start the encoder from ImageNet weights.")] = True,
+    init: Annotated[Optional[Path], typer.Option(help="Start from this checkpoint instead: a second phase.")] = None,
+    encoder_rate: Annotated[Optional[float], typer.Option(help="Peak learning rate of the encoder.")] = None,
+    decoder_rate: Annotated[Optional[float], typer.Option(help="Peak learning rate of the decoder.")] = None,
 ) -> None:
     """Train the network on labelled frames."""
     with training_extra():
         from training.trainer import TrainConfig
         from training.trainer import train as run_training
 
-    settings = TrainConfig(str(data), str(out), pretrained=pretrained, device=device)
+    settings = TrainConfig(str(data), str(out), pretrained=pretrained, init=str(init or ""), device=device)
     given: dict[str, Any] = {
         "epochs": epochs,
         "samples_per_epoch": samples_per_epoch,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from perception.frame import Clock
@@ -75,35 +75,33 @@ class Freespace:
 
     def to_json(self) -> str:
         """One line of JSON without the line end."""
-        return json.dumps(
-            {
-                "schema": SCHEMA,
-                "seq": self.seq,
-                "source": self.source,
-                "frame_id": self.frame_id,
-                "stamp_ns": self.stamp_ns,
-                "clock": self.clock,
-                "size": list(self.size),
-                "valid": self.valid,
-                "state": self.state,
-                "model": self.model,
-                "backend": self.backend,
-                "dropped": self.dropped,
-                "polygons": [
-                    {
-                        "plane": p.plane,
-                        "ego": p.ego,
-                        "confidence": round(p.confidence, 4),
-                        "area_px": round(p.area_px, 2),
-                        "exterior": p.exterior.tolist(),
-                        "interiors": [r.tolist() for r in p.interiors],
-                    }
-                    for p in self.polygons
-                ],
-                "latency_ms": {k: round(v, 3) for k, v in self.latency_ms.items()},
-            },
-            separators=(",", ":"),
-        )
+        data = {
+            "schema": SCHEMA,
+            "seq": self.seq,
+            "source": encodable(self.source),
+            "frame_id": encodable(self.frame_id),
+            "stamp_ns": self.stamp_ns,
+            "clock": self.clock,
+            "size": self.size,
+            "valid": self.valid,
+            "state": self.state,
+            "model": self.model,
+            "backend": self.backend,
+            "dropped": self.dropped,
+            "polygons": [
+                {
+                    "plane": p.plane,
+                    "ego": p.ego,
+                    "confidence": round(p.confidence, 4),
+                    "area_px": round(p.area_px, 2),
+                    "exterior": p.exterior,
+                    "interiors": p.interiors,
+                }
+                for p in self.polygons
+            ],
+            "latency_ms": {k: round(v, 3) for k, v in self.latency_ms.items()},
+        }
+        return orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY).decode()
 
     @classmethod
     def from_json(cls, line: str) -> Freespace:
@@ -112,7 +110,7 @@ class Freespace:
         Raises:
             ValueError: no JSON, another schema, or a key is missing.
         """
-        data: Any = json.loads(line)
+        data: Any = orjson.loads(line)
         schema = data.get("schema") if isinstance(data, dict) else None
         if schema != SCHEMA:
             raise ValueError(f"schema is {schema!r}, this program reads {SCHEMA!r}")
@@ -146,3 +144,8 @@ class Freespace:
             )
         except KeyError as error:
             raise ValueError(f"a {SCHEMA} line needs the key {error}") from error
+
+
+def encodable(text: str) -> str:
+    """``text`` as UTF-8 can hold it: bytes of a file name that are no UTF-8 become ``\\udcXX``."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

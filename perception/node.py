@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import cv2
+
 from engine.base import Engine
 from perception.capture.base import Source
 from perception.config import PolygonConfig
@@ -111,6 +113,8 @@ def run(
     for thread in (capture, *writers):
         thread.start()
     failure: BaseException | None = None
+    cv2_threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # for tasks of less than a millisecond its threads only fight with the network's
     try:
         while not stop.is_set() and not any(w.failed or w.stopped for w in writers):
             try:
@@ -131,6 +135,8 @@ def run(
         raise
     except BaseException as error:
         failure = error
+    finally:
+        cv2.setNumThreads(cv2_threads)
     waiting.abort()
     for writer in writers:
         writer.finish()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -37,28 +38,24 @@ def extract(scores: U8, resampling: Resampling, plane: str, config: PolygonConfi
 
     Every polygon is valid and simple, and no two overlap.
     """
-    shapes = trace(scores, resampling, config)
-    if not len(shapes):
+    regions = trace(scores, resampling, config)
+    if not regions:
         return []
-    shapes = simplify(shapes, config.tolerance_px)
-    areas = shapely.area(shapes)
-    order = np.argsort(-areas, kind="stable")
+    shapes = simplify(regions, config.tolerance_px)
+    areas = [shape.area for shape in shapes]
     ego = ego_index(shapes, resampling.frame_size)
-    return [
-        Polygon(
-            plane,
-            bool(i == ego),
-            confidence(scores, resampling, shapes[i], level_of(config.threshold)),
-            float(areas[i]),
-            ring(shapes[i].exterior, clockwise=False),
-            [ring(r, clockwise=True) for r in shapes[i].interiors],
-        )
-        for i in order
-    ]
+    polygons = []
+    for i in np.argsort(areas, kind="stable")[::-1]:
+        shape = shapes[i]
+        exterior = oriented(shape.exterior, clockwise=False)
+        interiors = [oriented(hole, clockwise=True) for hole in shape.interiors]
+        mean = confidence(scores, resampling, [exterior, *interiors], level_of(config.threshold))
+        polygons.append(Polygon(plane, bool(i == ego), mean, areas[i], exterior, interiors))
+    return polygons
 
 
-def trace(scores: U8, resampling: Resampling, config: PolygonConfig) -> NDArray[np.object_]:
-    """The exact regions as shapely polygons in source pixels, without those too small; not simplified.
+def trace(scores: U8, resampling: Resampling, config: PolygonConfig) -> list[list[Ring]]:
+    """The exact regions in source pixels, without those too small: for each its exterior and then its holes.
 
     Borders are followed pixel by pixel (Suzuki & Abe 1985; OpenCV's implementation), then every step between a pixel inside
     and its neighbour outside becomes the point where the score crosses the threshold. That is marching squares (Lorensen &
@@ -73,33 +70,28 @@ def trace(scores: U8, resampling: Resampling, config: PolygonConfig) -> NDArray[
     padded = cv2.copyMakeBorder(padded, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     inside = cv2.threshold(padded, int(level), 1, cv2.THRESH_BINARY)[1]
     borders, tree = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    if not borders:
-        return np.empty(0, object)
-    parent = tree[0][:, 3]
     image_area = resampling.frame_size[0] * resampling.frame_size[1]
-    smallest = np.where(parent < 0, config.min_region, config.min_hole) * image_area
-    # A ring encloses at most this much; most specks end here.
-    most = np.array([cv2.contourArea(border) + len(border) + 4 for border in borders]) * image_area / (width * height)
-    kept = [i for i in range(len(borders)) if most[i] >= smallest[i] and len(borders[i]) > 1]
+    scale = image_area / (width * height)
+    parents = tree[0][:, 3].tolist() if borders else []
+    smallest = [image_area * (config.min_region if parent < 0 else config.min_hole) for parent in parents]
+    # A ring encloses at most the area within its border, a pixel along it, and a corner: most specks end here.
+    kept = [
+        i
+        for i, border in enumerate(borders)
+        if len(border) > 1 and (cv2.contourArea(border) + len(border) + 4) * scale >= smallest[i]
+    ]
     if not kept:
-        return np.empty(0, object)
-    points, lengths = crossings([np.asarray(borders[i][:, 0, :], np.int32) for i in kept], np.asarray(padded, np.uint8), level)
-    points = np.clip(points - 2, (-0.5, -0.5), (width - 0.5, height - 0.5))
-    rings = np.split(resampling.frame_from_input(points + np.array([left, top])), np.cumsum(lengths)[:-1])
-    areas = {i: abs(signed_area(ring)) for i, ring in zip(kept, rings, strict=True)}
-    holes: dict[int, list[Ring]] = {}
-    for i, ring in zip(kept, rings, strict=True):
-        if parent[i] >= 0 and areas[i] >= smallest[i]:
-            holes.setdefault(parent[i], []).append(ring)
-            areas[parent[i]] = areas.get(parent[i], 0.0) - areas[i]
-    return np.array(
-        [
-            shapely.Polygon(ring, holes.get(i))
-            for i, ring in zip(kept, rings, strict=True)
-            if parent[i] < 0 and areas[i] >= smallest[i]
-        ],
-        object,
-    )
+        return []
+    points, lengths = crossings([borders[i] for i in kept], np.asarray(padded, np.uint8), level)
+    points = np.clip(points - 2, (-0.5, -0.5), (width - 0.5, height - 0.5)) + np.array([left, top])
+    rings = dict(zip(kept, np.split(resampling.frame_from_input(points), np.cumsum(lengths)[:-1]), strict=True))
+    areas = {i: abs(signed_area(ring)) for i, ring in rings.items()}
+    regions = {i: [ring] for i, ring in rings.items() if parents[i] < 0}
+    for i, ring in rings.items():
+        if parents[i] in regions and areas[i] >= smallest[i]:
+            regions[parents[i]].append(ring)
+            areas[parents[i]] -= areas[i]
+    return [region for i, region in regions.items() if areas[i] >= smallest[i]]
 
 
 # Steps to the 8 neighbours, counter-clockwise on the screen from east, (dx, dy) with y down.
@@ -122,97 +114,88 @@ def sweep_table() -> NDArray[np.int64]:
     return table
 
 
-SWEEP = sweep_table()
-DIRECTION = np.zeros((3, 3), np.int64)  # [dy + 1, dx + 1] -> index into STEPS
-DIRECTION[STEPS[:, 1] + 1, STEPS[:, 0] + 1] = np.arange(8)
+SWEEP = sweep_table().reshape(64, 4)
+SIDES = np.count_nonzero(SWEEP >= 0, axis=1)
+DIRECTION = np.zeros(9, np.intp)  # [3 * (dy + 1) + dx + 1] -> index into STEPS
+DIRECTION[3 * (STEPS[:, 1] + 1) + STEPS[:, 0] + 1] = np.arange(8)
 
 
-def crossings(borders: Sequence[NDArray[np.int32]], field: U8, level: float) -> tuple[Ring, NDArray[np.int64]]:
+def crossings(borders: Sequence[NDArray[Any]], field: U8, level: float) -> tuple[Ring, NDArray[np.intp]]:
     """Where ``field`` crosses ``level`` along closed borders of inside pixels.
 
     Args:
-        borders: int ``(n, 2)`` each, x and y of ``field``'s pixels, 8-connected, the region on the left.
+        borders: as OpenCV gives them, int ``(n, 1, 2)`` each: x and y of 8-connected pixels, the region on the left.
         field: uint8 ``(h, w)``; no border pixel lies on its edge.
 
     Returns:
         float ``(m, 2)`` points of all rings, one after the other, and how many each ring has.
     """
-    border = np.concatenate(borders)
+    border = np.concatenate(borders)[:, 0, :]
     ends = np.cumsum([len(b) for b in borders])
-    starts = np.concatenate([[0], ends[:-1]])
+    starts = ends - [len(b) for b in borders]
     following, preceding = np.arange(1, len(border) + 1), np.arange(-1, len(border) - 1)
     following[ends - 1], preceding[starts] = starts, ends - 1
-    step = border[following] - border
-    ahead = DIRECTION[step[:, 1] + 1, step[:, 0] + 1]
-    back = (ahead[preceding] + 4) % 8
-    sides = SWEEP[back, ahead]
-    crossed = sides >= 0
-    pixel, slot = np.nonzero(crossed)
-    inside, towards = border[pixel], STEPS[sides[pixel, slot]]
-    outside = inside + towards
-    high, low = field[inside[:, 1], inside[:, 0]].astype(float), field[outside[:, 1], outside[:, 0]]
-    points = inside + towards * ((high - level) / (high - low))[:, None]
-    return points, np.add.reduceat(np.count_nonzero(crossed, axis=1), starts)
+    step = border.take(following, axis=0) - border
+    ahead = DIRECTION.take(3 * step[:, 1] + step[:, 0] + 4)
+    back = (ahead.take(preceding) + 4) & 7
+    sides = SWEEP.take(8 * back + ahead, axis=0)
+    counts = SIDES.take(8 * back + ahead)
+    inside, towards = border.repeat(counts, axis=0), STEPS.take(sides[sides >= 0], axis=0)
+    width = field.shape[1]
+    place = inside[:, 1] * width + inside[:, 0]
+    high = field.take(place).astype(np.float64)
+    low = field.take(place + towards[:, 1] * width + towards[:, 0])
+    return inside + towards * ((high - level) / (high - low))[:, None], np.add.reduceat(counts, starts)
 
 
-def simplify(shapes: NDArray[np.object_], tolerance_px: float) -> NDArray[np.object_]:
+def simplify(regions: Sequence[Sequence[Ring]], tolerance_px: float) -> list[shapely.Polygon]:
     """Fewer vertices, none moved further than ``tolerance_px`` from the outline (Douglas & Peucker 1973).
 
     The quick way, ring by ring, is checked; where it makes rings cross or polygons overlap, the topology-preserving way is
-    taken, and where even that fails the exact outline stays. Coordinates are rounded to 0.01 pixels before the check.
+    taken, and where even that fails the exact outlines stay. Coordinates are rounded to 0.01 pixels before the check.
     """
-    for attempt in (
-        lambda s: shapely.simplify(s, tolerance_px, preserve_topology=False),
-        lambda s: keep_topology(s, tolerance_px),
-    ):
-        if tolerance_px <= 0:
-            break
-        rounded = shapely.transform(attempt(shapes), round_to_cents)
-        if sound(rounded):
-            return np.asarray(rounded, object)
-    rounded = shapely.transform(shapes, round_to_cents)
-    return np.asarray(rounded, object) if sound(rounded) else shapes
+    if tolerance_px > 0:
+        thinned = [[thin(ring, tolerance_px) for ring in region] for region in regions]
+        if shapes := as_shapes(thinned):
+            return shapes
+    exact = [shapely.Polygon(region[0], region[1:]) for region in regions]
+    together = shapely.simplify(shapely.MultiPolygon(exact), max(tolerance_px, 0), preserve_topology=True)
+    parts = [[ring_points(r) for r in (part.exterior, *part.interiors)] for part in shapely.get_parts(together)]
+    return as_shapes(parts) or as_shapes(regions) or exact
 
 
-def keep_topology(shapes: NDArray[np.object_], tolerance_px: float) -> NDArray[np.object_]:
-    together = shapely.simplify(shapely.MultiPolygon(list(shapes)), tolerance_px, preserve_topology=True)
-    return np.asarray(shapely.get_parts(together), object)
+def thin(ring: Ring, tolerance_px: float) -> Ring:
+    return np.asarray(cv2.approxPolyDP(ring.astype(np.float32), tolerance_px, True)[:, 0, :], np.float64)
 
 
-def round_to_cents(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.round(points, 2)
+def as_shapes(regions: Sequence[Sequence[Ring]]) -> list[shapely.Polygon]:
+    """The regions as polygons with coordinates rounded to 0.01 pixels; none where one is invalid or two overlap."""
+    if any(len(ring) < 3 for region in regions for ring in region):
+        return []
+    rounded = [[np.round(ring, 2) for ring in region] for region in regions]
+    shapes = [shapely.Polygon(region[0], region[1:]) for region in rounded]
+    together = shapes[0] if len(shapes) == 1 else shapely.MultiPolygon(shapes)
+    return shapes if together.is_valid else []
 
 
-def sound(shapes: NDArray[np.object_]) -> bool:
-    """Whether all are valid, non-empty single polygons that do not overlap."""
-    if not (np.all(shapely.get_type_id(shapes) == shapely.GeometryType.POLYGON) and np.all(shapely.is_valid(shapes))):
-        return False
-    if np.any(shapely.is_empty(shapes)):
-        return False
-    return len(shapes) < 2 or bool(shapely.is_valid(shapely.MultiPolygon(list(shapes))))
-
-
-def ego_index(shapes: NDArray[np.object_], frame_size: tuple[int, int]) -> int:
+def ego_index(shapes: Sequence[shapely.Polygon], frame_size: tuple[int, int]) -> int:
     """Index of the region with the largest share of the seed window in front of the vehicle; -1 where none reaches it."""
     width, height = frame_size
     left, top, right, bottom = EGO_SEED
     seed = (left * width, top * height, right * width, bottom * height)
-    near = [i for i, shape in enumerate(shapes) if shape.bounds[3] > top * height]
-    if not near:
-        return -1
-    overlaps = [shapely.clip_by_rect(shapes[i], *seed).area for i in near]
+    overlaps = [shapely.clip_by_rect(shape, *seed).area for shape in shapes]
     best = int(np.argmax(overlaps))
-    return near[best] if overlaps[best] > 0 else -1
+    return best if overlaps[best] > 0 else -1
 
 
-def confidence(scores: U8, resampling: Resampling, shape: shapely.Polygon, level: float) -> float:
+def confidence(scores: U8, resampling: Resampling, rings: Sequence[Ring], level: float) -> float:
     """Mean of the scores above ``level`` inside a polygon (source pixels), 0 to 1."""
-    rings = [resampling.input_from_frame(shapely.get_coordinates(r)) for r in (shape.exterior, *shape.interiors)]
-    first = np.floor(rings[0].min(axis=0)).astype(int).clip(0)
-    last = np.ceil(rings[0].max(axis=0)).astype(int) + 1
-    window = scores[first[1] : last[1], first[0] : last[0]]
+    pixels = [np.rint(resampling.input_from_frame(ring)).astype(np.int32) for ring in rings]
+    left, top, width, height = cv2.boundingRect(pixels[0])
+    left, top = max(left, 0), max(top, 0)
+    window = scores[top : top + height, left : left + width]
     mask = np.zeros(window.shape, np.uint8)
-    cv2.fillPoly(mask, [np.rint(r - first).astype(np.int32) for r in rings], (1,))
+    cv2.fillPoly(mask, pixels, (1,), offset=(-left, -top))
     mask &= window > level  # fillPoly adds the pixels on the outline
     return float(cv2.mean(window, mask)[0]) / 255.0
 
@@ -222,15 +205,19 @@ def level_of(threshold: float) -> float:
     return math.floor(255 * threshold) + 0.5
 
 
-def ring(line: shapely.LinearRing, clockwise: bool) -> Ring:
-    points = shapely.get_coordinates(line)[:-1]
+def ring_points(line: shapely.LinearRing) -> Ring:
+    return np.asarray(shapely.get_coordinates(line)[:-1])
+
+
+def oriented(line: shapely.LinearRing, clockwise: bool) -> Ring:
+    points = ring_points(line)
     return np.ascontiguousarray(points if (signed_area(points) > 0) == clockwise else points[::-1])
 
 
 def signed_area(points: Ring) -> float:
     """Shoelace formula; positive where the ring runs clockwise as seen on the screen (y down)."""
     x, y = points[:, 0], points[:, 1]
-    return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2.0
+    return float(x[:-1] @ y[1:] - x[1:] @ y[:-1] + x[-1] * y[0] - x[0] * y[-1]) / 2.0
 
 
 def fill(canvas: U8, rings: Sequence[Ring], value: int | tuple[int, int, int]) -> None:
@@ -246,9 +233,7 @@ def rasterise(polygons: Sequence[Polygon], size: tuple[int, int]) -> U8:
 
 def exact_mask(scores: U8, resampling: Resampling, config: PolygonConfig) -> U8:
     """Mask uint8 ``(height, width)`` of the regions that `extract` reports, from their outlines before simplification."""
-    shapes = trace(scores, resampling, config)
-    rings = [shapely.get_coordinates(ring) for shape in shapes for ring in (shape.exterior, *shape.interiors)]
-    return inside_rings(rings, resampling.frame_size)
+    return inside_rings([ring for region in trace(scores, resampling, config) for ring in region], resampling.frame_size)
 
 
 def inside_rings(rings: Sequence[Ring], size: tuple[int, int]) -> U8:

@@ -130,7 +130,7 @@ def test_every_crossing_is_found_once(seed: int, width: int, height: int, smooth
     inside = np.zeros((height + 2, width + 2), np.uint8)
     inside[1:-1, 1:-1] = field(seed, width, height, smoothness) > 127
     borders, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    borders = [b[:, 0, :] for b in borders if len(b) > 1]
+    borders = [b for b in borders if len(b) > 1]
     alone = sum(len(b) == 1 for b in cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0])
     horizontal = np.argwhere(inside[:, 1:] != inside[:, :-1])[:, ::-1] + [0.5, 0]
     vertical = np.argwhere(inside[1:] != inside[:-1])[:, ::-1] + [0, 0.5]

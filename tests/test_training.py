@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -16,7 +17,7 @@ from perception.synthetic import render, scene_from_uri  # noqa: E402
 from training.augment import augment  # noqa: E402
 from training.datasets import IGNORE, Sample, epoch_indices, find_samples, read_sample, split_of  # noqa: E402
 from training.evaluate import evaluate_model  # noqa: E402
-from training.export import export_model, load_network  # noqa: E402
+from training.export import export_model, load_network, recipe  # noqa: E402
 from training.losses import bce_and_dice  # noqa: E402
 from training.metrics import Counts, count  # noqa: E402
 from training.models.freespace_net import FreespaceNet, start_as_bilinear  # noqa: E402
@@ -225,7 +226,7 @@ def test_export_and_evaluate(data: Path, checkpoint: Path, tmp_path: Path) -> No
     contract = read_contract(path)
     assert contract.input_size == (96, 64)
     assert "CamVid" in contract.metadata["freespace.training_data"]
-    assert json.loads(contract.metadata["freespace.recipe"])["epochs"] == 2
+    assert json.loads(contract.metadata["freespace.recipe"])[0]["epochs"] == 2
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
     with open_engine(path) as engine:
         rows = evaluate_model(engine, data, "val")
@@ -281,3 +282,12 @@ def test_broken_checkpoint_is_the_users_matter(data: Path, tmp_path: Path) -> No
     (tmp_path / "last.pt").write_bytes(b"half a checkpoint")
     with pytest.raises(ValueError, match="not a checkpoint"):
         train(small_run(data, tmp_path, epochs=1))
+
+
+def test_second_phase_starts_from_the_first(data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    second = train(replace(small_run(data, tmp_path, epochs=1), init=str(checkpoint), encoder_rate=0.0, decoder_rate=0.0))
+    network, state = load_network(second)
+    before = load_network(checkpoint)[0].state_dict()
+    weights = [k for k, v in before.items() if v.ndim == 4]
+    assert all(torch.allclose(network.state_dict()[k], before[k]) for k in weights)
+    assert [phase["epochs"] for phase in recipe(state)] == [2, 1]

@@ -21,7 +21,7 @@ from engine.contract import CONTRACT_VERSION, INPUT_NAME, KEY_PLANES, KEY_RESIZE
 from training.datasets import PLANES
 from training.evaluate import weights_sha256
 from training.models import build_model
-from training.trainer import MAY_CHANGE, normalise
+from training.trainer import MAY_CHANGE, normalise, read_checkpoint
 
 OPSET = 18
 DATA_TERMS = {
@@ -51,20 +51,16 @@ class Deployed(nn.Module):
 
 
 def load_network(checkpoint: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The averaged network of a checkpoint, ready to infer, and the configuration it was trained with.
+    """The averaged network of a checkpoint, ready to infer, and the checkpoint's other entries.
 
     Raises:
+        FileNotFoundError: the checkpoint is not there.
         ValueError: the file is no checkpoint of ours.
     """
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        network = build_model(state["config"]["model"], len(PLANES))
-        network.load_state_dict(state["average"])
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{checkpoint}: not a checkpoint of 'freespace train': {error}") from error
-    return network.eval(), {**state["config"], "epochs_done": state["epoch"], "images": state["images"]}
+    state = read_checkpoint(checkpoint)
+    network = build_model(state["config"]["model"], len(PLANES))
+    network.load_state_dict(state["average"])
+    return network.eval(), state
 
 
 def export_model(checkpoint: Path, out: Path, size: tuple[int, int], report: Path | None = None) -> int:
@@ -81,7 +77,7 @@ def export_model(checkpoint: Path, out: Path, size: tuple[int, int], report: Pat
         ValueError: the checkpoint or report is none of ours, or the size does not fit the network.
         ParityError: the file does not reproduce the network.
     """
-    network, config = load_network(checkpoint)
+    network, state = load_network(checkpoint)
     metrics = json.loads(report.read_text()) if report else {}
     stride = int(getattr(network, "stride", 32))
     width, height = size
@@ -100,9 +96,9 @@ def export_model(checkpoint: Path, out: Path, size: tuple[int, int], report: Pat
                 KEY_VERSION: CONTRACT_VERSION,
                 KEY_PLANES: ",".join(PLANES),
                 KEY_RESIZE: "stretch",
-                "freespace.network": config["model"],
-                "freespace.training_data": training_data(config),
-                "freespace.recipe": json.dumps({k: v for k, v in config.items() if k not in MAY_CHANGE}),
+                "freespace.network": state["config"]["model"],
+                "freespace.training_data": training_data(state),
+                "freespace.recipe": json.dumps(recipe(state)),
                 "freespace.metrics": json.dumps(metrics),
                 "freespace.source_revision": source_revision(),
             },
@@ -139,10 +135,16 @@ def write_graph(deployed: nn.Module, path: Path, size: tuple[int, int]) -> None:
     onnx.save(model, str(path))
 
 
-def training_data(config: dict[str, Any]) -> str:
+def recipe(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """The settings of every phase of training, first to last, without paths."""
+    return [{k: v for k, v in phase.items() if k not in MAY_CHANGE} for phase in (*state["earlier"], state["config"])]
+
+
+def training_data(state: dict[str, Any]) -> str:
     """What the weights were trained on, with its terms."""
-    sets = [f"{DATA_TERMS[name]}, {n} images" for name, n in config["images"].items() if n]
-    return "; ".join([*sets, IMAGENET] if config["pretrained"] else sets)
+    sets = [f"{DATA_TERMS[name]}, {n} images" for name, n in state["images"].items() if n]
+    pretrained = (*state["earlier"], state["config"])[0]["pretrained"]
+    return "; ".join([*sets, IMAGENET] if pretrained else sets)
 
 
 def flush_denormals(model: onnx.ModelProto) -> None:

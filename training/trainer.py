@@ -24,7 +24,7 @@ from training.losses import bce_and_dice
 from training.metrics import Counts, count
 from training.models import build_model
 
-MAY_CHANGE = ("data", "out", "threads", "device")  # settings that a resumed run may have otherwise
+MAY_CHANGE = ("data", "out", "init", "threads", "device")  # settings that a resumed run may have otherwise
 
 INPUT_MEAN, INPUT_SCALE = 127.0, 1.0 / 128.0
 
@@ -36,7 +36,8 @@ class TrainConfig:
     data: str = "data"
     out: str = "runs/freespace"
     model: str = "freespace"
-    pretrained: bool = True
+    pretrained: bool = True  # start the encoder from ImageNet weights
+    init: str = ""  # or start all of it from the average of this checkpoint: a second, gentler phase
     epochs: int = 24
     samples_per_epoch: int = 2000
     batch: int = 12
@@ -83,7 +84,12 @@ def train(config: TrainConfig) -> Path:
     model = build_model(config.model, len(PLANES))
     checkpoint_path = out / "last.pt"
     resumed = load_checkpoint(checkpoint_path, config) if checkpoint_path.exists() else None
-    if config.pretrained and resumed is None:
+    earlier: list[dict[str, Any]] = resumed["earlier"] if resumed else []
+    if resumed is None and config.init:
+        first = read_checkpoint(Path(config.init))
+        model.load_state_dict(first["average"])
+        earlier = [*first["earlier"], first["config"]]
+    elif resumed is None and config.pretrained:
         model.encoder.load_imagenet()  # type: ignore[operator, union-attr]
     model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = build_model(config.model, len(PLANES)).to(device)
@@ -139,6 +145,7 @@ def train(config: TrainConfig) -> Path:
                 "schedule": schedule.state_dict(),
                 "epoch": epoch + 1,
                 "config": asdict(config),
+                "earlier": earlier,
                 "images": {name: sum(s.dataset == name for s in splits["train"]) for name in READERS},
             },
         )
@@ -159,17 +166,33 @@ def load_checkpoint(path: Path, config: TrainConfig) -> dict[str, Any]:
     Raises:
         ValueError: the file is broken, or the run had other settings.
     """
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        earlier = state["config"]
-    except Exception as error:
-        raise ValueError(f"{path}: not a checkpoint of 'freespace train'; give another --out") from error
-    wanted = asdict(config)
+    state = read_checkpoint(path)
+    wanted, earlier = asdict(config), state["config"]
     changed = [k for k in wanted if k not in MAY_CHANGE and json.dumps(wanted[k]) != json.dumps(earlier.get(k))]
     if changed:
         raise ValueError(f"{path}: that run had other settings ({', '.join(changed)}); give them again, or another --out")
     if state["epoch"] >= config.epochs:
         print(f"{path}: finished already, {state['epoch']} epochs")
+    return state
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What `train` saved: ``model``, ``average``, ``optimiser``, ``schedule``, ``epoch``, ``config``, ``earlier`` (the
+    configurations of earlier phases) and ``images`` (how many per data set).
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is no such file.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        missing = {"average", "config", "earlier", "epoch", "images"} - state.keys()
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path}: not a checkpoint of 'freespace train'") from error
+    if missing:
+        raise ValueError(f"{path}: not a checkpoint of 'freespace train': no {', '.join(sorted(missing))}")
     return state
 
 
