@@ -90,6 +90,15 @@ def _clip(attributes: dict[str, Any], x: Any, low: Any = None, high: Any = None)
     return torch.clamp(x, low, high)
 
 
+def _pad(attributes: dict[str, Any], x: Any, pads: Any, value: Any = None, axes: Any = None) -> Any:
+    import torch
+
+    counts = [int(n) for n in pads]
+    if attributes.get("mode", b"constant") != b"edge" or axes is not None or len(counts) != 8 or any(counts[:2] + counts[4:6]):
+        raise ModelError("backend torch pads images by repeating their edge, and knows no other padding")
+    return torch.nn.functional.pad(x, (counts[3], counts[7], counts[2], counts[6]), mode="replicate")
+
+
 def _resize(attributes: dict[str, Any], x: Any, roi: Any, scales: Any, sizes: Any = None) -> Any:
     import torch
 
@@ -121,6 +130,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "DepthToSpace": _depth_to_space,
     "GlobalAveragePool": lambda a, x: x.mean(dim=(2, 3), keepdim=True),
     "Mul": lambda a, x, y: x * y,
+    "Pad": _pad,
     "Relu": lambda a, x: x.relu(),
     "Resize": _resize,
     "Round": lambda a, x: x.round(),

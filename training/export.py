@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from engine import open_engine
@@ -130,6 +131,7 @@ def write_graph(deployed: nn.Module, path: Path, size: tuple[int, int]) -> None:
             dynamo=False,  # the TorchScript exporter folds the batch norms into the convolutions
         )
     model = onnx.load(str(path))
+    fold_constants(model)
     flush_denormals(model)
     fix_shapes(model, height, width)
     onnx.save(model, str(path))
@@ -145,6 +147,23 @@ def training_data(state: dict[str, Any]) -> str:
     sets = [f"{DATA_TERMS[name]}, {n} images" for name, n in state["images"].items() if n]
     pretrained = (*state["earlier"], state["config"])[0]["pretrained"]
     return "; ".join([*sets, IMAGENET] if pretrained else sets)
+
+
+def fold_constants(model: onnx.ModelProto) -> None:
+    """Compute once what depends on constants alone: the exporter leaves a dozen small nodes for every padding."""
+    known: dict[str, np.ndarray] = {}
+    kept: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        if all(name in known or not name for name in node.input):
+            inputs = {name: known[name] for name in node.input if name}
+            outputs: Any = ReferenceEvaluator(node, opsets={"": OPSET}).run(None, inputs)
+            known.update(zip(node.output, outputs, strict=True))
+        else:
+            kept.append(node)
+    used = {name for node in kept for name in node.input}
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), k) for k, v in known.items() if k in used)
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
 
 
 def flush_denormals(model: onnx.ModelProto) -> None:
