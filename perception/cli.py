@@ -29,7 +29,7 @@ app = typer.Typer(
 
 Backend = Annotated[Optional[str], typer.Option(help="auto, onnxruntime, openvino or torch.")]
 Model = Annotated[Optional[str], typer.Option(help="Model file (.onnx); the shipped one by default.")]
-Precision = Annotated[Optional[str], typer.Option(help="fp32, or bf16 (openvino, on processors that have it).")]
+Precision = Annotated[Optional[str], typer.Option(help="auto, fp32, or bf16 (openvino, on processors that have it).")]
 
 
 def main() -> None:
