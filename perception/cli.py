@@ -221,7 +221,7 @@ def evaluate(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="last.pt of a training run.")],
+    checkpoints: Annotated[list[Path], typer.Argument(help="last.pt of a training run; several are averaged.")],
     out: Annotated[Path, typer.Option(help="Model file to write (.onnx).")],
     width: Annotated[int, typer.Option(help="Input width, pixels; a multiple of 32.")] = 448,
     height: Annotated[int, typer.Option(help="Input height, pixels; a multiple of 32.")] = 256,
@@ -237,7 +237,7 @@ def export(
 
     try:
         with missing_files():
-            largest = export_model(checkpoint, out, (width, height), report)
+            largest = export_model(checkpoints, out, (width, height), report)
     except ParityError as error:
         raise FreespaceError(str(error)) from error
     print(f"{out}: differs from torch by at most {largest} grey levels")

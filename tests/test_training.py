@@ -291,3 +291,11 @@ def test_second_phase_starts_from_the_first(data: Path, checkpoint: Path, tmp_pa
     weights = [k for k, v in before.items() if v.ndim == 4]
     assert all(torch.allclose(network.state_dict()[k], before[k]) for k in weights)
     assert [phase["epochs"] for phase in recipe(state)] == [2, 1]
+
+
+def test_several_checkpoints_are_averaged(checkpoint: Path, tmp_path: Path) -> None:
+    other = torch.load(checkpoint, weights_only=True)
+    other["average"] = {k: v + 2 if v.dtype.is_floating_point else v for k, v in other["average"].items()}
+    torch.save(other, tmp_path / "other.pt")
+    one, both = (load_network(*paths)[0].state_dict() for paths in ([checkpoint], [checkpoint, tmp_path / "other.pt"]))
+    assert all(torch.allclose(both[k], one[k] + 1, atol=1e-5) for k, v in one.items() if v.dtype.is_floating_point)

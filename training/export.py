@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,23 +52,32 @@ class Deployed(nn.Module):
         return torch.round(torch.sigmoid(self.network(normalise(image))) * 255.0).to(torch.uint8)
 
 
-def load_network(checkpoint: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The averaged network of a checkpoint, ready to infer, and the checkpoint's other entries.
+def load_network(*checkpoints: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The averaged network of a checkpoint, ready to infer, and the other entries of the last one.
+
+    Several checkpoints of one network give the mean of their weights ("model soup", Wortsman et al. 2022).
 
     Raises:
-        FileNotFoundError: the checkpoint is not there.
-        ValueError: the file is no checkpoint of ours.
+        FileNotFoundError: a checkpoint is not there.
+        ValueError: a file is no checkpoint of ours, or they hold different networks.
     """
-    state = read_checkpoint(checkpoint)
+    states = [read_checkpoint(path) for path in checkpoints]
+    state = states[-1]
+    if len({s["config"]["model"] for s in states}) > 1:
+        raise ValueError("checkpoints of different networks cannot be averaged")
     network = build_model(state["config"]["model"], len(PLANES))
-    network.load_state_dict(state["average"])
+    averages = [s["average"] for s in states]
+    network.load_state_dict(
+        {k: (sum(a[k].double() for a in averages) / len(averages)).to(v.dtype) for k, v in state["average"].items()}
+    )
     return network.eval(), state
 
 
-def export_model(checkpoint: Path, out: Path, size: tuple[int, int], report: Path | None = None) -> int:
+def export_model(checkpoints: Path | Sequence[Path], out: Path, size: tuple[int, int], report: Path | None = None) -> int:
     """Write the model file and compare every CPU runtime with the torch network on random images.
 
     Args:
+        checkpoints: of `training.trainer.train`; the weights of several are averaged.
         size: (width, height) of the network's input.
         report: JSON of ``freespace evaluate``, stored in the file as its metrics.
 
@@ -78,7 +88,8 @@ def export_model(checkpoint: Path, out: Path, size: tuple[int, int], report: Pat
         ValueError: the checkpoint or report is none of ours, or the size does not fit the network.
         ParityError: the file does not reproduce the network.
     """
-    network, state = load_network(checkpoint)
+    paths = [checkpoints] if isinstance(checkpoints, Path) else list(checkpoints)
+    network, state = load_network(*paths)
     metrics = json.loads(report.read_text()) if report else {}
     stride = int(getattr(network, "stride", 32))
     width, height = size
@@ -100,6 +111,7 @@ def export_model(checkpoint: Path, out: Path, size: tuple[int, int], report: Pat
                 "freespace.network": state["config"]["model"],
                 "freespace.training_data": training_data(state),
                 "freespace.recipe": json.dumps(recipe(state)),
+                "freespace.averaged_checkpoints": str(len(paths)),
                 "freespace.metrics": json.dumps(metrics),
                 "freespace.source_revision": source_revision(),
             },
