@@ -47,12 +47,12 @@ def caption(result: Freespace) -> str:
 
 
 def label(canvas: NDArray[np.uint8], text: str) -> None:
-    """White text with a dark edge in the top-left corner; images too small to read it stay as they are."""
+    """White text on a dark strip in the top-left corner; images too small to read it stay as they are."""
     scale = canvas.shape[0] / 720 * 0.8
     if scale < 0.2:
         return
-    origin = (round(16 * scale), round(34 * scale))
-    for colour, thickness in (((0, 0, 0), 4), ((255, 255, 255), 1.6)):
-        cv2.putText(
-            canvas, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, max(1, round(thickness * scale)), cv2.LINE_AA
-        )
+    font, thickness, margin = cv2.FONT_HERSHEY_SIMPLEX, max(1, round(1.6 * scale)), round(10 * scale)
+    (width, height), baseline = cv2.getTextSize(text, font, scale, thickness)
+    strip = canvas[: height + baseline + 2 * margin, : width + 2 * margin]
+    strip //= 3
+    cv2.putText(canvas, text, (margin, height + margin), font, scale, (255, 255, 255), thickness, cv2.LINE_AA)

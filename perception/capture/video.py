@@ -88,6 +88,7 @@ class VideoSource(Source):
         for number, picture, stamp_ns in self._numbered_pictures(sought):
             last_ns = stamp_ns
             if stamp_ns < start_ns:
+                started = time.perf_counter_ns()  # reading up to the start is no frame's decoding time
                 continue
             if end_ns is not None and stamp_ns >= end_ns and first_taken is not None:
                 return
