@@ -25,7 +25,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-PLANES = ("freespace", "ego")
+from engine.contract import KNOWN_PLANES
+
+PLANES = KNOWN_PLANES
 IGNORE = 255
 SPLITS = ("train", "dev", "val")
 FOLDERS = (

@@ -33,7 +33,7 @@ class VideoSource(Source):
     def __init__(self, uri: str, selection: Selection) -> None:
         import av
 
-        self._path = uri
+        self.uri = uri
         self._address = f"file:{Path(uri).absolute()}"  # a name with a colon is no protocol
         try:
             self._open()
@@ -76,7 +76,7 @@ class VideoSource(Source):
 
     def _starts_too_late(self) -> BadInput:
         length_s, start_s = self._length_s or 0.0, self._selection.start_s
-        return BadInput(f"{self._path}: starts after its end: it is {length_s:.2f} s long, asked for {start_s:g} s")
+        return BadInput(f"{self.uri}: starts after its end: it is {length_s:.2f} s long, asked for {start_s:g} s")
 
     def frames(self) -> Iterator[Frame]:
         selection = self._selection

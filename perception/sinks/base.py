@@ -56,6 +56,17 @@ def part_of(final: Path) -> Path:
     return final.with_name(f".{final.stem}.part{final.suffix}")
 
 
+def write_whole(final: Path, data: bytes) -> None:
+    """Write ``final`` at once, or leave nothing of it. Raises OSError where it cannot be written."""
+    part = part_of(final)
+    try:
+        part.write_bytes(data)
+        part.replace(final)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
 def check_output(final: Path, overwrite: bool) -> None:
     """Make sure before any work that the file ``final`` can be written, making its folder.
 

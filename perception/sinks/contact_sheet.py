@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from perception.errors import BadInput
 from perception.overlay import draw
-from perception.sinks.base import Output, Sink, part_of
+from perception.sinks.base import Output, Sink, write_whole
 from perception.sinks.video import fitted
 
 COLUMNS, ROWS = 3, 4
@@ -46,13 +46,7 @@ class ContactSheetSink(Sink):
         tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % COLUMNS)
         rows = [np.hstack(tiles[i : i + COLUMNS]) for i in range(0, len(tiles), COLUMNS)]
         _, data = cv2.imencode(self.target.suffix.lower(), np.vstack(rows))
-        part = part_of(self.target)
-        try:
-            part.write_bytes(np.asarray(data).tobytes())
-            part.replace(self.target)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
+        write_whole(self.target, np.asarray(data).tobytes())
         self.made = f"contact sheet {self.target}"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from perception.config import PolygonConfig
 from perception.errors import BadInput
 from perception.polygons import exact_mask
-from perception.sinks.base import Output, Sink, part_of
+from perception.sinks.base import Output, Sink, write_whole
 
 
 class MaskSink(Sink):
@@ -29,13 +29,7 @@ class MaskSink(Sink):
             raise BadInput(f"{path}: exists already; give --overwrite to replace it")
         mask = exact_mask(output.scores, output.resampling, self._config)
         _, png = cv2.imencode(".png", mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-        part = part_of(path)
-        try:
-            part.write_bytes(np.asarray(png).tobytes())
-            part.replace(path)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
+        write_whole(path, np.asarray(png).tobytes())
         self._count += 1
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.preprocess import fit
 from perception.errors import BadInput, FreespaceError
 from perception.overlay import draw
 from perception.sinks.base import Output, Sink, part_of
@@ -150,10 +151,8 @@ def fitted(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint
         return picture
     if 0 <= right <= 1 and 0 <= bottom <= 1:
         return np.asarray(cv2.copyMakeBorder(picture, 0, bottom, 0, right, cv2.BORDER_REPLICATE), np.uint8)
-    scale = min(size[0] / width, size[1] / height)
-    inner = (max(1, round(width * scale)), max(1, round(height * scale)))
     canvas = np.zeros((size[1], size[0], 3), np.uint8)
-    left, top = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    left, top, *inner = fit((width, height), size, "letterbox").content
     canvas[top : top + inner[1], left : left + inner[0]] = cv2.resize(picture, inner, interpolation=cv2.INTER_AREA)
     return canvas
 

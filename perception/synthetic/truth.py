@@ -13,13 +13,14 @@ from shapely.geometry import Polygon
 from shapely.geometry.polygon import orient
 
 from calibration.camera import Camera
+from engine.contract import KNOWN_PLANES
 from perception.synthetic.road import Road
 from perception.synthetic.scene import Scene
 from perception.synthetic.sightings import Sighting
 from perception.synthetic.types import Array, Image, Single
 from perception.synthetic.view import View
 
-PLANES = ("freespace", "ego")
+PLANES = KNOWN_PLANES
 
 
 def edges_of(road: Road) -> dict[str, tuple[float, float]]:
