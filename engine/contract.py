@@ -26,6 +26,10 @@ class ModelError(ValueError):
     """A model file that cannot be used; the message says why and what to do."""
 
 
+class EngineError(RuntimeError):
+    """The device or its runtime failed; the message holds what it said."""
+
+
 @dataclass(frozen=True)
 class ModelContract:
     """A checked model file.

@@ -4,55 +4,94 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine import BACKENDS, installed
+from engine import BACKENDS, installed, usable
 from engine.base import Engine
 
+HALF = 127  # scores above it are drivable
 
-@dataclass(frozen=True)
+
+@dataclass
 class Parity:
-    """Difference of a backend's scores from the reference's, in grey levels of 255, over all frames, planes and pixels."""
+    """Difference of a backend's scores from the reference's, over all frames, planes and pixels.
+
+    Attributes:
+        backend, precision: what was compared.
+        frames: how many.
+        largest: largest difference, grey levels of 255.
+        mean: mean difference, grey levels.
+        iou: per plane, of what is drivable here and what is drivable there; 1 where nothing is, in either.
+    """
 
     backend: str
+    precision: str
+    frames: int = 0
+    largest: int = 0
+    total: int = 0
+    pixels: int = 0
+    overlap: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> float:
+        return self.total / max(self.pixels, 1)
+
+    @property
+    def iou(self) -> dict[str, float]:
+        return {plane: both / either if either else 1.0 for plane, (both, either) in self.overlap.items()}
+
+    def add(self, scores: NDArray[np.uint8], wanted: NDArray[np.uint8], planes: tuple[str, ...]) -> None:
+        """Count one frame, uint8 ``(K, h, w)`` twice."""
+        difference = np.abs(scores.astype(np.int16) - wanted)
+        self.frames += 1
+        self.largest = max(self.largest, int(difference.max()))
+        self.total += int(difference.sum())
+        self.pixels += wanted.size
+        for plane, here, there in zip(planes, scores > HALF, wanted > HALF, strict=True):
+            counts = self.overlap.setdefault(plane, [0, 0])
+            counts[0] += int(np.count_nonzero(here & there))
+            counts[1] += int(np.count_nonzero(here | there))
+
+
+@dataclass
+class Comparison:
+    """What `compare` found: the reference's name, a row per other backend, and why backends were left out."""
+
     reference: str
-    frames: int
-    largest: int
-    mean: float
-    decided_otherwise: float  # fraction of pixels on the other side of one half
+    rows: list[Parity]
+    left_out: dict[str, str]
 
     def __str__(self) -> str:
-        return (
-            f"{self.backend} against {self.reference}, {self.frames} frames: largest difference {self.largest}, "
-            f"mean {self.mean:.4f} grey levels, decided otherwise {self.decided_otherwise:.6%} of pixels"
-        )
+        planes = list(self.rows[0].overlap) if self.rows else []
+        head = ["backend", "precision", "frames", "largest", "mean", *(f"IoU {plane}" for plane in planes)]
+        lines = [
+            [r.backend, r.precision, str(r.frames), str(r.largest), f"{r.mean:.4f}", *(f"{v:.5f}" for v in r.iou.values())]
+            for r in self.rows
+        ]
+        widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+        table = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in [head, *lines]
+        ]
+        notes = [f"left out: {name}, {reason}" for name, reason in self.left_out.items()]
+        return "\n".join([f"against {self.reference}, differences in grey levels of 255", *table, *notes])
 
 
-def compare(images: Iterable[NDArray[np.uint8]], open_backend: Callable[[str], Engine]) -> list[Parity]:
-    """Scores of every installed backend against the reference (torch, else the first installed one) on ``images``.
+def compare(images: Iterable[NDArray[np.uint8]], open_backend: Callable[[str], Engine]) -> Comparison:
+    """Scores of every backend that works here against the reference (torch, else the first one) on ``images``.
 
     Raises:
         ModelError: a backend cannot load the model.
     """
-    names = sorted((n for n in BACKENDS if installed(n)), key=lambda n: n != "torch")
+    left_out = {name: usable(name) for name in BACKENDS if installed(name) and usable(name)}
+    names = sorted((n for n in BACKENDS if installed(n) and n not in left_out), key=lambda n: n != "torch")
     with ExitStack() as stack:
         reference, *others = [stack.enter_context(open_backend(name)) for name in names]
-        frames, pixels = 0, 0
-        largest, total, otherwise = ([0] * len(others) for _ in range(3))
+        rows = [Parity(engine.name, engine.precision) for engine in others]
         for image in images:
-            wanted = reference.segment([image]).values
-            frames, pixels = frames + 1, pixels + wanted.size
-            for i, engine in enumerate(others):
-                scores = engine.segment([image]).values
-                difference = np.abs(scores.astype(np.int16) - wanted)
-                largest[i] = max(largest[i], int(difference.max()))
-                total[i] += int(difference.sum())
-                otherwise[i] += int(np.count_nonzero((scores > 127) != (wanted > 127)))
-    size = max(pixels, 1)
-    return [
-        Parity(engine.name, names[0], frames, largest[i], total[i] / size, otherwise[i] / size)
-        for i, engine in enumerate(others)
-    ]
+            wanted = reference.segment([image]).values[0]
+            for row, engine in zip(rows, others, strict=True):
+                row.add(engine.segment([image]).values[0], wanted, engine.contract.planes)
+        return Comparison(f"{reference.name} {reference.precision}", rows, left_out)

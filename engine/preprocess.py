@@ -8,6 +8,7 @@ and ONNX (``half_pixel``) do.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -16,6 +17,32 @@ from numpy.typing import NDArray
 from engine.contract import ResizeMode
 
 PADDING_GREY = 114
+
+PixelFormat = Literal["bgr", "nv12", "yuyv"]
+"""How a frame lies in memory, always uint8: ``bgr`` ``(H, W, 3)``; ``nv12`` ``(3 H / 2, W)``, Y rows, then U and V in turn
+at half the size; ``yuyv`` ``(H, W, 2)``, Y with U and V in turn. The last two are BT.601, limited range, as cameras give it."""
+
+
+def frame_size(image: NDArray[np.uint8], pixel_format: PixelFormat) -> tuple[int, int]:
+    """(width, height) of a frame in pixels. Raises ValueError: it is no frame of that format."""
+    shape = image.shape
+    if image.dtype == np.uint8 and 0 not in shape:
+        if pixel_format == "bgr" and len(shape) == 3 and shape[2] == 3:
+            return shape[1], shape[0]
+        if pixel_format == "yuyv" and len(shape) == 3 and shape[2] == 2 and shape[1] % 2 == 0:
+            return shape[1], shape[0]
+        if pixel_format == "nv12" and len(shape) == 2 and shape[0] % 3 == 0 and shape[1] % 2 == 0:
+            return shape[1], shape[0] // 3 * 2
+    wanted = {"bgr": "(H, W, 3)", "nv12": "(3 H / 2, W), H and W even", "yuyv": "(H, W, 2), W even"}[pixel_format]
+    raise ValueError(f"a {pixel_format} frame must be uint8 {wanted}, got {image.dtype} {shape}")
+
+
+def to_bgr(image: NDArray[np.uint8], pixel_format: PixelFormat) -> NDArray[np.uint8]:
+    """A frame as ``bgr``; one that is so already comes back itself."""
+    if pixel_format == "bgr":
+        return image
+    code = cv2.COLOR_YUV2BGR_NV12 if pixel_format == "nv12" else cv2.COLOR_YUV2BGR_YUY2
+    return np.asarray(cv2.cvtColor(image, code), np.uint8)
 
 
 @dataclass(frozen=True)

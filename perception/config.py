@@ -33,7 +33,7 @@ class EngineConfig(Section):
 
     model: str | None = None  # None: the model that ships with the package
     backend: str = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 with backend auto where the processor has it
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"  # as `engine.open_engine`
     threads: Annotated[int, Field(ge=0)] = 0  # 0: the backend's choice
 
 

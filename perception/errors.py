@@ -1,6 +1,8 @@
-"""What a user can put right, as exceptions; the command line turns them into one sentence and an exit code."""
+"""What a user is told: what can be put right, as exceptions that the command line turns into an exit code; and remarks."""
 
 from __future__ import annotations
+
+import sys
 
 
 class FreespaceError(Exception):
@@ -9,3 +11,8 @@ class FreespaceError(Exception):
 
 class BadInput(FreespaceError):
     """Cannot be done as asked: a missing file, an unknown key, a model that is none (exit code 2)."""
+
+
+def tell(line: str) -> None:
+    """A remark for the user, on stderr."""
+    print(f"freespace: {line}", file=sys.stderr)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -56,14 +57,14 @@ class Summary:
         return self.frames / self.wall_s if self.wall_s > 0 else 0.0
 
 
-def process(frame: Frame, engine: Engine, polygons: PolygonConfig) -> Output:
-    """Segment one frame and find its polygons."""
-    started = time.perf_counter_ns()
-    scores = engine.segment([frame.image])
+def finish(frame: Frame, started: int, engine: Engine, polygons: PolygonConfig) -> Output:
+    """Take the scores of the frame handed in at ``started`` (ns, ``perf_counter``) and find its polygons."""
+    scores = engine.collect()
     plane = scores.values[0, engine.contract.plane_index(polygons.plane)]
     segmented = time.perf_counter_ns()
     found = extract(plane, scores.resamplings[0], polygons.plane, polygons)
     done = time.perf_counter_ns()
+    copies = {"h2d": scores.timings.h2d_ms, "d2h": scores.timings.d2h_ms} if scores.timings.d2h_ms else {}
     result = Freespace(
         seq=frame.seq,
         source=frame.source,
@@ -81,6 +82,7 @@ def process(frame: Frame, engine: Engine, polygons: PolygonConfig) -> Output:
             "decode": frame.decode_ms,
             "preprocess": scores.timings.preprocess_ms,
             "infer": scores.timings.infer_ms,
+            **copies,
             "postprocess": (done - segmented) / 1e6,
             "total": frame.decode_ms + (done - started) / 1e6,
         },
@@ -112,22 +114,31 @@ def run(
     started = time.perf_counter()
     for thread in (capture, *writers):
         thread.start()
+    submitted: deque[tuple[Frame, int]] = deque()
     failure: BaseException | None = None
     cv2_threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # for tasks of less than a millisecond its threads only fight with the network's
     try:
         while not stop.is_set() and not any(w.failed or w.stopped for w in writers):
-            try:
-                frame = waiting.get(WAKE_S)
-            except TimeoutError:
-                continue
-            output = process(frame, engine, polygons)
-            summary.stages.add_all(output.result.latency_ms)
-            summary.frames += 1
-            for writer in writers:
-                writer.give(output)
-            if on_result:
-                on_result(output.result)
+            if len(submitted) < engine.depth:
+                try:  # a frame that is on its way already must not wait for one that is not there yet
+                    frame = waiting.get(0 if submitted else WAKE_S)
+                    submitted.append((frame, time.perf_counter_ns()))
+                    engine.submit([frame.image])
+                    continue
+                except TimeoutError:
+                    pass
+                except Closed:
+                    if not submitted:
+                        break
+            if submitted:
+                output = finish(*submitted.popleft(), engine, polygons)
+                summary.stages.add_all(output.result.latency_ms)
+                summary.frames += 1
+                for writer in writers:
+                    writer.give(output)
+                if on_result:
+                    on_result(output.result)
         summary.interrupted = stop.is_set()
     except Closed:
         pass

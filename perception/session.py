@@ -16,7 +16,7 @@ from engine.base import Engine
 from perception.capture import Selection, open_source
 from perception.capture.base import Source
 from perception.config import Config
-from perception.errors import FreespaceError
+from perception.errors import FreespaceError, tell
 from perception.freespace import Freespace
 from perception.node import Summary, run
 from perception.sinks import Sink, check_outputs, open_sinks
@@ -38,7 +38,7 @@ def run_session(uri: str, config: Config, stop: threading.Event) -> bool:
     check_outputs(config.output, uri)
     with (
         open_source(uri, Selection(capture.start_s, capture.duration_s, capture.every), capture.image_fps) as source,
-        open_engine(config.engine.model, config.engine.backend, config.engine.precision, config.engine.threads) as engine,
+        open_engine(**vars(config.engine), say=tell) as engine,
     ):
         engine.contract.plane_index(config.polygons.plane)
         sinks = open_sinks(config, source.fps)
@@ -61,9 +61,9 @@ def run_session(uri: str, config: Config, stop: threading.Event) -> bool:
 
 def print_problems(problems: list[str]) -> None:
     for problem in problems[:PROBLEMS_SHOWN]:
-        print(f"freespace: {problem}", file=sys.stderr)
+        tell(problem)
     if len(problems) > PROBLEMS_SHOWN:
-        print(f"freespace: and {len(problems) - PROBLEMS_SHOWN} more like these", file=sys.stderr)
+        tell(f"and {len(problems) - PROBLEMS_SHOWN} more like these")
 
 
 def describe_engine(engine: Engine) -> str:

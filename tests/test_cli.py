@@ -174,17 +174,32 @@ def test_parity_of_the_backends(tmp_path: Path, here: Here, tiny_model: Path) ->
     (tmp_path / "in").mkdir()
     for number in range(3):
         write_image(tmp_path / f"in/{number}.png", np.random.default_rng(number).integers(0, 256, (48, 80, 3), np.uint8))
-    code, out, err = here("parity", "in", "--model", tiny_model)
+    code, out, err = here("parity", tiny_model, "--source", "in")
     assert code == 0, err
-    lines = out.splitlines()
-    assert [line.split(" against ")[0] for line in lines] == ["openvino", "onnxruntime"]
-    assert all(" against torch, 3 frames: largest difference " in line for line in lines)
+    head, columns, *rows = out.splitlines()
+    assert head.startswith("against torch fp32")
+    assert columns.split() == ["backend", "precision", "frames", "largest", "mean", "IoU", "freespace", "IoU", "ego"]
+    assert [row.split()[:3] for row in rows[:2]] == [["openvino", "fp32", "3"], ["onnxruntime", "fp32", "3"]]
+    assert all(int(row.split()[3]) <= 2 and float(row.split()[5]) > 0.99 for row in rows[:2])
+
+
+def test_parity_fails_beyond_the_tolerance(
+    tmp_path: Path, here: Here, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.onnxruntime_engine import OnnxRuntimeEngine
+
+    infer = OnnxRuntimeEngine.infer
+    monkeypatch.setattr(OnnxRuntimeEngine, "infer", lambda self, batch: infer(self, batch) ^ 8)
+    code, out, err = here("parity", tiny_model, "--source", "synthetic://drive?size=64x36&seconds=0.2")
+    assert code == 1
+    assert "onnxruntime" in out, "the table is printed all the same"
+    assert "8 grey levels, allowed are 2" in err
 
 
 def test_parity_on_nothing_is_no_agreement(tmp_path: Path, here: Here, tiny_model: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/broken.png").write_bytes(b"no picture")
-    code, _, err = here("parity", "in", "--model", tiny_model)
+    code, _, err = here("parity", tiny_model, "--source", "in")
     assert code != 0
     assert "freespace: " in err
 
@@ -290,7 +305,7 @@ def inputs(tmp_path: Path, tiny_model: Path) -> Path:
         ("run clip.mp4 --config range.yaml", ["range.yaml: polygons.threshold: ", "2"]),
         ("run clip.mp4 --config list.yaml", ["list.yaml: wanted sections"]),
         ("run clip.mp4 --config broken.yaml", ["broken.yaml: not valid YAML"]),
-        ("parity gone.mp4", ["gone.mp4: no such file"]),
+        ("parity --source gone.mp4", ["gone.mp4: no such file"]),
     ],
 )
 def test_mistake_is_told_in_one_sentence(inputs: Path, here: Here, arguments: str, parts: list[str]) -> None:

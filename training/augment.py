@@ -14,18 +14,19 @@ U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 
 
-def augment(image: U8, planes: U8, size: tuple[int, int], rng: np.random.Generator) -> tuple[U8, U8]:
+def augment(image: U8, planes: U8, size: tuple[int, int], rng: np.random.Generator, gentle: bool = False) -> tuple[U8, U8]:
     """A random view of a labelled image.
 
     Args:
         image: ``(H, W, 3)`` BGR.
-        planes: ``(K, H, W)`` targets of 0, 1, `IGNORE`.
+        planes: ``(K, H, W)`` targets, or `IGNORE`.
         size: (width, height) of what comes back.
+        gentle: hardly zoom or turn: the image is a random view already.
 
     Returns:
         image ``(h, w, 3)`` and planes ``(K, h, w)``; what lies outside the source is grey and `IGNORE`.
     """
-    matrix = random_view((image.shape[1], image.shape[0]), size, rng)
+    matrix = random_view((image.shape[1], image.shape[0]), size, rng, gentle)
     shrinking = np.hypot(matrix[0, 0], matrix[1, 0]) < 0.7
     if shrinking:  # a bilinear warp that shrinks a lot skips pixels
         image = np.asarray(cv2.blur(image, (2, 2)), np.uint8)
@@ -34,13 +35,16 @@ def augment(image: U8, planes: U8, size: tuple[int, int], rng: np.random.Generat
     return recolour(np.asarray(view, np.uint8), rng), np.asarray(targets, np.uint8)
 
 
-def random_view(source: tuple[int, int], target: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float64]:
+def random_view(
+    source: tuple[int, int], target: tuple[int, int], rng: np.random.Generator, gentle: bool = False
+) -> NDArray[np.float64]:
     """Affine map source -> target pixels: stretch to the target, then flip, zoom, aspect, rotation and shift."""
     (sw, sh), (tw, th) = source, target
-    zoom = np.exp(rng.uniform(np.log(0.8), np.log(1.8)))
-    aspect = np.exp(rng.uniform(-0.2, 0.2))
+    least, most, turn_deg = (0.95, 1.15, 0.5) if gentle else (0.8, 1.8, 2.0)
+    zoom = np.exp(rng.uniform(np.log(least), np.log(most)))
+    aspect = np.exp(rng.uniform(-0.05, 0.05) if gentle else rng.uniform(-0.2, 0.2))
     zx, zy = zoom * np.sqrt(aspect), zoom / np.sqrt(aspect)
-    angle = np.deg2rad(rng.normal(0, 2.0))
+    angle = np.deg2rad(rng.normal(0, turn_deg))
     flip = -1.0 if rng.random() < 0.5 else 1.0
     stretch = np.array([[tw / sw * zx * flip, 0.0], [0.0, th / sh * zy]])
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])

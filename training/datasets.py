@@ -12,6 +12,9 @@ BDD100K   1 where ego is 1, 0 far above the  labelled (seams between lanes unkno
 ========  =================================  =======================================
 
 Unknown is `IGNORE` and takes no part in loss or metrics.
+
+Targets for training are probabilities as uint8, 0 to `CERTAIN`, or `IGNORE`: hard ones from labels, soft ones from the views
+that `training.distil` writes (``<views>/<data set>/*.jpg``, each with a ``.png`` whose first channels are the planes).
 """
 
 from __future__ import annotations
@@ -29,6 +32,9 @@ from engine.contract import KNOWN_PLANES
 
 PLANES = KNOWN_PLANES
 IGNORE = 255
+CERTAIN = 254  # the target that stands for probability 1
+FOOTAGE = "footage"  # views of videos without labels
+VIEWS_FILE = "views.json"  # whose views they are; written last
 SPLITS = ("train", "dev", "val")
 FOLDERS = (
     ("camvid/train", "camvid"),
@@ -49,6 +55,7 @@ class Sample:
         sequence: the drive it comes from.
         condition: ``day`` or ``night`` where known, else ``any``.
         published_split: where the data set itself says it, else None.
+        view: the label holds targets for training, soft ones too.
     """
 
     dataset: str
@@ -57,6 +64,7 @@ class Sample:
     label: Path
     condition: str = "any"
     published_split: str | None = None
+    view: bool = False
 
 
 def find_samples(root: Path) -> list[Sample]:
@@ -79,6 +87,14 @@ def find_samples(root: Path) -> list[Sample]:
     if not samples:
         raise FileNotFoundError(f"no labelled images below {root}: expected camvid/, idd_lite/ or bdd100k/")
     return samples
+
+
+def find_views(root: Path) -> list[Sample]:
+    """What `training.distil` wrote below ``root``, all of it for training. Raises FileNotFoundError: it is not all there."""
+    if not (root / VIEWS_FILE).exists():
+        raise FileNotFoundError(f"no {VIEWS_FILE} in {root}; 'freespace distil' writes views, and that file last")
+    images = sorted(root.glob("*/*.jpg"))
+    return [Sample(i.parent.name, i.stem, i, i.with_suffix(".png"), published_split="train", view=True) for i in images]
 
 
 def read_names(path: Path) -> set[str]:
@@ -176,6 +192,21 @@ def read_sample(sample: Sample, max_width: int | None = None, strict: bool = Fal
     return np.asarray(image, np.uint8), planes
 
 
+def read_targets(sample: Sample, max_width: int | None = None) -> tuple[U8, U8]:
+    """Image ``(h, w, 3)`` BGR and targets for training ``(2, h, w)``: 0 to `CERTAIN`, or `IGNORE`.
+
+    Raises:
+        ValueError: a file cannot be decoded, or image and label differ in size.
+    """
+    if not sample.view:
+        image, planes = read_sample(sample, max_width)
+        return image, np.where(planes == IGNORE, IGNORE, planes * CERTAIN).astype(np.uint8)
+    view, targets = cv2.imread(str(sample.image)), cv2.imread(str(sample.label))
+    if view is None or targets is None or view.shape != targets.shape:
+        raise ValueError(f"cannot decode {sample.image} and {sample.label}, or they differ in size")
+    return np.asarray(view, np.uint8), np.ascontiguousarray(targets.transpose(2, 0, 1)[: len(PLANES)], np.uint8)
+
+
 class Cache:
     """Samples decoded once and kept in memory (about a megabyte each at ``max_width`` 576)."""
 
@@ -189,7 +220,7 @@ class Cache:
 
     def __getitem__(self, index: int) -> tuple[U8, U8]:
         if index not in self.decoded:
-            self.decoded[index] = read_sample(self.samples[index], self.max_width)
+            self.decoded[index] = read_targets(self.samples[index], self.max_width)
         return self.decoded[index]
 
 

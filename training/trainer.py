@@ -19,12 +19,24 @@ from torch import Tensor, nn
 
 from engine.preprocess import fit, resample
 from training.augment import augment
-from training.datasets import PLANES, READERS, Cache, Sample, epoch_indices, find_samples, read_sample, split_of
+from training.datasets import (
+    FOOTAGE,
+    PLANES,
+    READERS,
+    VIEWS_FILE,
+    Cache,
+    Sample,
+    epoch_indices,
+    find_samples,
+    find_views,
+    read_sample,
+    split_of,
+)
 from training.losses import bce_and_dice
 from training.metrics import Counts, count
 from training.models import build_model
 
-MAY_CHANGE = ("data", "out", "init", "threads", "device")  # settings that a resumed run may have otherwise
+MAY_CHANGE = ("data", "out", "init", "views", "threads", "device")  # settings that a resumed run may have otherwise
 
 INPUT_MEAN, INPUT_SCALE = 127.0, 1.0 / 128.0
 
@@ -35,6 +47,7 @@ class TrainConfig:
 
     data: str = "data"
     out: str = "runs/freespace"
+    views: str = ""  # folder that `training.distil` wrote: trained on as well
     model: str = "freespace"
     pretrained: bool = True  # start the encoder from ImageNet weights
     init: str = ""  # or start all of it from the average of this checkpoint: a second, gentler phase
@@ -42,7 +55,7 @@ class TrainConfig:
     samples_per_epoch: int = 2000
     batch: int = 12
     sizes: list[tuple[int, int]] = field(default_factory=lambda: [(384, 224), (448, 256)])
-    shares: dict[str, float] = field(default_factory=lambda: {"camvid": 0.22, "idd_lite": 0.43, "bdd100k": 0.35})
+    shares: dict[str, float] = field(default_factory=lambda: {"camvid": 0.22, "idd_lite": 0.43, "bdd100k": 0.35, FOOTAGE: 0.05})
     encoder_rate: float = 5e-4
     decoder_rate: float = 2e-3
     weight_decay: float = 0.01
@@ -78,7 +91,8 @@ def train(config: TrainConfig) -> Path:
     device = open_device(config.device)
     samples = find_samples(Path(config.data))
     splits = {name: [s for s in samples if split_of(s) == name] for name in ("train", "dev")}
-    cache = Cache(splits["train"], config.cache_width)
+    views = find_views(Path(config.views)) if config.views else []
+    cache = Cache(splits["train"] + views, config.cache_width)
 
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(PLANES))
@@ -146,6 +160,7 @@ def train(config: TrainConfig) -> Path:
                 "epoch": epoch + 1,
                 "config": asdict(config),
                 "earlier": earlier,
+                "views": json.loads((Path(config.views) / VIEWS_FILE).read_text()) if config.views else {},
                 "images": {name: sum(s.dataset == name for s in splits["train"]) for name in READERS},
             },
         )
@@ -178,7 +193,7 @@ def load_checkpoint(path: Path, config: TrainConfig) -> dict[str, Any]:
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """What `train` saved: ``model``, ``average``, ``optimiser``, ``schedule``, ``epoch``, ``config``, ``earlier`` (the
-    configurations of earlier phases) and ``images`` (how many per data set).
+    configurations of earlier phases), ``images`` (how many per data set), ``views`` (``views.json`` of a distillation).
 
     Raises:
         FileNotFoundError: it is not there.
@@ -201,7 +216,8 @@ def batches(cache: Cache, config: TrainConfig, rng: np.random.Generator) -> Iter
     indices = epoch_indices(cache.samples, config.shares, config.samples_per_epoch, rng)
     for start in range(0, len(indices), config.batch):
         size = tuple(config.sizes[int(rng.integers(len(config.sizes)))])
-        views = [augment(*cache[i], (size[0], size[1]), rng) for i in indices[start : start + config.batch]]
+        chosen = indices[start : start + config.batch]
+        views = [augment(*cache[i], (size[0], size[1]), rng, cache.samples[i].view) for i in chosen]
         if len(views) > 1:  # batch norm wants more than one
             yield torch.from_numpy(np.stack([v[0] for v in views])), torch.from_numpy(np.stack([v[1] for v in views]))
 

@@ -1,0 +1,378 @@
+"""TensorRT on an NVIDIA GPU: from the frame's bytes to the scores' bytes without the CPU in between.
+
+Two sets of buffers and two streams: while the network works on one frame, the next one is copied to the device.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine import tensorrt_api
+from engine.base import Engine, EngineTimings, Scores
+from engine.build import PlanOptions
+from engine.contract import INPUT_NAME, OUTPUT_NAME, EngineError, ModelContract
+from engine.cuda import launch
+from engine.cuda.compile import cubin
+from engine.cuda.driver import DeviceMemory, Gpu, Graph, Module, Stream, capturing, graph_driver
+from engine.cuda.resampling import resampling_tables
+from engine.graph import is_quantised
+from engine.plans import ANY_GPU, Say, Target, obtain_plan
+from engine.preprocess import PixelFormat, Resampling
+
+SETS = 2
+ALIGNMENT = 256  # of frames in one block of device memory, bytes
+TABLES_KEPT = 16  # a folder of images may hold a new frame size in every file
+
+
+class BufferSet:
+    """Memory and events for one batch on its way. Sizes in bytes but for the shapes."""
+
+    def __init__(self, gpu: Gpu, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> None:
+        self._gpu = gpu
+        self.frames = gpu.allocate(0)
+        self.staging: NDArray[np.uint8] = gpu.pinned((0,))
+        self.input = gpu.allocate(int(np.prod(input_shape)))
+        self.output = gpu.allocate(int(np.prod(output_shape)))
+        self.scores: NDArray[np.uint8] = gpu.pinned(output_shape)
+        self.upload_begun, self.uploaded, self.begun, self.prepared, self.inferred, self.done = (gpu.event() for _ in range(6))
+        self.graph: Graph | None = None
+        self.warm = False  # TensorRT wants one ordinary run before its work is captured
+        self.stage_ms = 0.0  # the CPU's copy into page-locked memory
+        self.resamplings: tuple[Resampling, ...] = ()
+
+    def reserve(self, nbytes: int) -> None:
+        """Room for the frames of a batch; never called while the set is in use."""
+        if self.frames.nbytes < nbytes:
+            self.frames.free()
+            self.frames = self._gpu.allocate(nbytes)
+            self.staging = self._gpu.pinned((nbytes,))
+
+    def timings(self) -> EngineTimings:
+        return EngineTimings(
+            preprocess_ms=self.prepared.time_since(self.begun),
+            infer_ms=self.inferred.time_since(self.prepared),
+            h2d_ms=self.stage_ms + self.uploaded.time_since(self.upload_begun),
+            d2h_ms=self.done.time_since(self.inferred),
+        )
+
+    def free(self) -> None:
+        if self.graph:
+            self.graph.free()
+        for memory in (self.frames, self.input, self.output):
+            memory.free()
+
+
+class TensorRtEngine(Engine):
+    """Runs a plan that is built on first use and kept (`engine.plans`). Usable from any thread; calls wait for one another.
+
+    The GPU's primary context is current on a thread inside a call only: other users of CUDA in the process are not disturbed.
+    Timings are the device's own, from CUDA events; ``h2d_ms`` holds the CPU's copy into page-locked memory as well.
+    """
+
+    name = "tensorrt"
+    depth = SETS
+
+    def __init__(
+        self,
+        contract: ModelContract,
+        precision: str = "auto",
+        threads: int = 0,
+        say: Say = lambda line: None,
+        *,
+        ordinal: int = 0,
+        options: PlanOptions | None = None,
+    ) -> None:
+        """Load the plan for ``contract``, or build it, which takes up to some minutes.
+
+        Args:
+            precision: ``fp32``, ``fp16``, ``int8``; ``auto`` is int8 for a quantised model, else fp16.
+            threads: of no use here.
+            say: gets a line when a plan is built or CUDA graphs cannot be used.
+            ordinal: which GPU.
+            options: all of how to build, batch and input size with it; takes the place of ``precision``.
+
+        Raises:
+            ModelError: TensorRT, PyCUDA, a driver or a GPU is missing, or the model cannot be compiled.
+            EngineError: the device or the plan fails.
+        """
+        options = options or PlanOptions(resolve_precision(precision, contract))
+        super().__init__(replace(contract, input_size=options.input_size or contract.input_size))
+        self.precision = options.precision
+        self.batch = options.batch
+        self._say = say
+        self._lock = threading.RLock()
+        self._sets: list[BufferSet] = []
+        self._free: deque[BufferSet] = deque()
+        self._running: deque[BufferSet] = deque()
+        self._tables: dict[Resampling, tuple[launch.DeviceTables, DeviceMemory]] = {}
+        self._pinned: dict[int, NDArray[np.uint8]] = {}
+        self._runtime: Any = None
+        self._engine: Any = None
+        self._context: Any = None
+        trt = tensorrt_api.load(self.name)
+        self._logger = tensorrt_api.make_logger(trt)
+        self._gpu: Gpu | None = Gpu(ordinal)
+        try:
+            self.device = self._gpu.name
+            plan = obtain_plan(trt, contract, options, target_of(trt.__version__, self.name, self._gpu), say=say)
+            kernels = cubin(self._gpu.architecture)
+            with self._gpu.current():
+                self._load(trt, plan.data, options, kernels)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, trt: ModuleType, plan: bytes, options: PlanOptions, kernels: bytes) -> None:
+        gpu = self._open_gpu()
+        self._runtime = trt.Runtime(self._logger)
+        if options.dla_core >= 0:
+            self._runtime.DLA_core = options.dla_core
+        if options.version_compatible:
+            self._runtime.engine_host_code_allowed = True
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise EngineError(f"TensorRT cannot load the plan: {self._logger.said()}")
+        names = {self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)}
+        if names != {INPUT_NAME, OUTPUT_NAME}:
+            raise EngineError(f"the plan has the tensors {', '.join(sorted(names))}, wanted {INPUT_NAME} and {OUTPUT_NAME}")
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise EngineError(f"TensorRT gives no execution context: {self._logger.said()}")
+        self._kernels: Module | None = gpu.module(kernels)
+        self._copying: Stream | None = gpu.stream()
+        self._computing: Stream | None = gpu.stream()
+        shapes = [tuple(self._engine.get_tensor_shape(name)) for name in (INPUT_NAME, OUTPUT_NAME)]
+        for _ in range(SETS):
+            self._sets.append(BufferSet(gpu, *shapes))
+        self._free.extend(self._sets)
+        self._graphs: Any = None
+        with suppress(EngineError):
+            self._graphs = graph_driver()
+
+    def _open_gpu(self) -> Gpu:
+        if self._gpu is None:
+            raise EngineError("the engine is closed")
+        return self._gpu
+
+    def frame_buffer(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Page-locked memory for a frame, uint8: capture into it and hand it in, and one copy by the CPU is saved.
+
+        Unlike other frames it must not change between `submit` and `collect`. It lives as long as the engine.
+        """
+        with self._lock:
+            gpu = self._open_gpu()
+            with gpu.current():
+                buffer: NDArray[np.uint8] = gpu.pinned(shape)
+            self._pinned[buffer.ctypes.data] = buffer
+        return buffer
+
+    def segment(self, images: Sequence[NDArray[np.uint8]], pixel_format: PixelFormat = "bgr") -> Scores:
+        """As `Engine.segment`; more images than the plan takes go through one after another."""
+        if len(images) <= self.batch:
+            return super().segment(images, pixel_format)
+        parts = [
+            super(TensorRtEngine, self).segment(images[i : i + self.batch], pixel_format)
+            for i in range(0, len(images), self.batch)
+        ]
+        times = [[p.timings.preprocess_ms, p.timings.infer_ms, p.timings.h2d_ms, p.timings.d2h_ms] for p in parts]
+        return Scores(
+            np.concatenate([p.values for p in parts]),
+            self.contract.planes,
+            tuple(r for p in parts for r in p.resamplings),
+            EngineTimings(*np.sum(times, axis=0).tolist()),
+        )
+
+    def submit(self, images: Sequence[NDArray[np.uint8]], pixel_format: PixelFormat = "bgr") -> None:
+        """As `Engine.submit`, for up to ``batch`` images, and returns before the device has done it."""
+        resamplings = self.resamplings(images, pixel_format)
+        if len(images) > self.batch:
+            raise ValueError(f"{len(images)} images, but the plan takes {self.batch} at a time")
+        with self._lock:
+            gpu = self._open_gpu()
+            if not self._free:
+                raise RuntimeError(f"{self.depth} batches are on their way already; collect one first")
+            buffers = self._free.popleft()
+            try:
+                with gpu.current():
+                    self._enqueue(buffers, images, resamplings, pixel_format)
+            except BaseException:
+                self._free.append(buffers)
+                raise
+            self._running.append(buffers)
+
+    def collect(self) -> Scores:
+        """As `Engine.collect`; waits for the device."""
+        with self._lock:
+            gpu = self._open_gpu()
+            if not self._running:
+                raise RuntimeError("nothing has been submitted")
+            buffers = self._running.popleft()
+            try:
+                with gpu.current():
+                    buffers.done.synchronize()
+                    values = np.array(buffers.scores[: len(buffers.resamplings)])
+                    return Scores(values, self.contract.planes, buffers.resamplings, buffers.timings())
+            finally:
+                self._free.append(buffers)
+
+    def _enqueue(
+        self,
+        buffers: BufferSet,
+        images: Sequence[NDArray[np.uint8]],
+        resamplings: tuple[Resampling, ...],
+        pixel_format: PixelFormat,
+    ) -> None:
+        copying, computing = self._streams()
+        started = time.perf_counter_ns()
+        offsets = np.cumsum([0, *(-(-image.nbytes // ALIGNMENT) * ALIGNMENT for image in images)]).tolist()
+        buffers.reserve(offsets[-1])
+        sources = [self._stage(buffers, image, offset) for image, offset in zip(images, offsets, strict=False)]
+        tables = [self._tables_for(resampling) for resampling in resamplings]
+        buffers.stage_ms = (time.perf_counter_ns() - started) / 1e6
+        buffers.resamplings = resamplings
+
+        buffers.upload_begun.record(copying.raw)
+        for source, offset in zip(sources, offsets, strict=False):
+            copying.upload(buffers.frames.address + offset, source)
+        buffers.uploaded.record(copying.raw)
+
+        computing.wait_for(buffers.uploaded)
+        buffers.begun.record(computing.raw)
+        width, height = self.input_size
+        for index, (table, offset) in enumerate(zip(tables, offsets, strict=False)):
+            target = buffers.input.address + index * 3 * width * height
+            self._resample(buffers.frames.address + offset, table, pixel_format, target)
+        buffers.prepared.record(computing.raw)
+        self._infer(buffers)
+        buffers.inferred.record(computing.raw)
+        computing.download(buffers.scores, buffers.output.address)
+        buffers.done.record(computing.raw)
+
+    def _stage(self, buffers: BufferSet, image: NDArray[np.uint8], offset: int) -> NDArray[np.uint8]:
+        """The frame in page-locked memory: itself where it lies there."""
+        own = self._pinned.get(image.ctypes.data)
+        if own is not None and own.nbytes == image.nbytes and image.flags.c_contiguous:
+            return image
+        staged = buffers.staging[offset : offset + image.nbytes].reshape(image.shape)
+        np.copyto(staged, image)
+        return staged
+
+    def _tables_for(self, resampling: Resampling) -> launch.DeviceTables:
+        if resampling not in self._tables:
+            if len(self._tables) >= TABLES_KEPT and not self._running:
+                self._free_tables()
+            tables = resampling_tables(resampling)
+            block = tables.block()
+            memory = self._open_gpu().allocate(block.nbytes)
+            _, computing = self._streams()
+            computing.upload(memory.address, block)
+            computing.synchronize()  # `block` is gone after this
+            self._tables[resampling] = launch.DeviceTables.at(memory.address, tables), memory
+        return self._tables[resampling][0]
+
+    def _free_tables(self) -> None:
+        for _, memory in self._tables.values():
+            memory.free()
+        self._tables.clear()
+
+    def _resample(self, frame: int, tables: launch.DeviceTables, pixel_format: PixelFormat, target: int) -> None:
+        _, computing = self._streams()
+        assert self._kernels is not None
+        width, height = tables.frame_size
+        if pixel_format == "nv12":
+            chroma = frame + width * height
+            launch.resample_nv12(self._kernels, frame, width, chroma, width, launch.BT601, tables, target, computing)
+        elif pixel_format == "yuyv":
+            launch.resample_yuyv(self._kernels, frame, 2 * width, launch.BT601, tables, target, computing)
+        else:
+            launch.resample_bgr(self._kernels, frame, 3 * width, tables, target, computing)
+
+    def _infer(self, buffers: BufferSet) -> None:
+        """Run the network, by a CUDA graph from the second time on."""
+        _, computing = self._streams()
+        if buffers.graph:
+            buffers.graph.launch(computing)
+            return
+        for name, memory in ((INPUT_NAME, buffers.input), (OUTPUT_NAME, buffers.output)):
+            if not self._context.set_tensor_address(name, memory.address):
+                raise EngineError(f"TensorRT takes no memory for {name}: {self._logger.said()}")
+        if self._graphs and buffers.warm:
+            try:
+                with capturing(computing, self._graphs) as graphs:
+                    self._execute(computing)
+                buffers.graph = graphs[0]
+                buffers.graph.launch(computing)
+                return
+            except EngineError as error:
+                self._graphs = None
+                self._say(f"running without CUDA graphs: {error}")
+        self._execute(computing)
+        buffers.warm = True
+
+    def _execute(self, stream: Stream) -> None:
+        if not self._context.execute_async_v3(stream.handle):
+            raise EngineError(f"TensorRT cannot run the plan: {self._logger.said()}")
+
+    def _streams(self) -> tuple[Stream, Stream]:
+        """For copies to the device, and for all the rest."""
+        assert self._copying is not None
+        assert self._computing is not None
+        return self._copying, self._computing
+
+    def infer(self, batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Frames of the network's size need no resampling, so this is `segment`."""
+        return self.segment(list(batch)).values
+
+    def close(self) -> None:
+        """Free everything in the order in which it depends on each other; what was not collected is lost."""
+        with self._lock:
+            if self._gpu is None:
+                return
+            gpu = self._gpu
+            with suppress(EngineError), gpu.current():
+                for stream in (getattr(self, "_copying", None), getattr(self, "_computing", None)):
+                    if stream:
+                        with suppress(gpu.cuda.Error):  # after a failure of the device there is nothing to wait for
+                            stream.synchronize()
+                for buffers in self._sets:
+                    buffers.free()
+                self._free_tables()
+                self._sets.clear()
+                self._free.clear()
+                self._running.clear()
+                self._pinned.clear()
+                self._context = None  # before its engine, and that before its runtime
+                self._engine = None
+                self._runtime = None
+                self._kernels = self._copying = self._computing = None
+            self._gpu = None
+            gpu.close()
+
+
+class TensorRtRtxEngine(TensorRtEngine):
+    """TensorRT for RTX: plans for every GPU of a compute capability, finished on the GPU at hand when they are loaded."""
+
+    name = "tensorrt_rtx"
+
+
+def resolve_precision(precision: str, contract: ModelContract) -> str:
+    if precision != "auto":
+        return precision
+    import onnx
+
+    return "int8" if is_quantised(onnx.load(str(contract.path))) else "fp16"
+
+
+def target_of(version: str, flavour: str, gpu: Gpu) -> Target:
+    """What a plan for ``gpu`` is bound to."""
+    return Target(flavour, version, ANY_GPU if flavour == "tensorrt_rtx" else gpu.name, gpu.compute_capability)
