@@ -70,6 +70,7 @@ def open_engine(
     backend: str = "auto",
     precision: str = "auto",
     threads: int = 0,
+    input_size: tuple[int, int] | None = None,
     say: Say = lambda line: None,
 ) -> Engine:
     """Load a model file into a backend.
@@ -80,6 +81,7 @@ def open_engine(
         precision: as the backend offers it. ``auto``: on a GPU int8 for a quantised model, else fp16; on a processor bf16
             with backend ``auto`` where it computes in it natively (AMX, AVX512-BF16), else fp32.
         threads: CPU threads for the network, 0 for the backend's own choice.
+        input_size: (width, height) of the network's input, where not the file's own.
         say: gets a line when something is worth one: a plan is built, a backend fails and another takes its place.
 
     Raises:
@@ -87,6 +89,10 @@ def open_engine(
         EngineError: the device failed.
     """
     contract = read_contract(Path(model) if model else DEFAULT_MODEL)
+    if input_size:
+        from engine.graph import at_size
+
+        contract = at_size(contract, input_size)
     if backend == "auto":
         return open_first(contract, precision, threads, say)
     if backend not in BACKENDS:

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-import onnx
-
 from engine.contract import EngineError, ModelContract, ModelError
-from engine.graph import as_fp16, is_quantised, with_input
+from engine.graph import as_fp16, is_quantised, load
 from engine.tensorrt_api import make_logger, network_flags
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -24,7 +22,6 @@ class PlanOptions:
 
     Attributes:
         precision: ``fp32`` and ``fp16`` are made from a float model; ``int8`` takes a model with Q/DQ nodes as it is.
-        input_size: (width, height) of the network's input; None for the file's own.
         batch: images at a time.
         workspace_mib: most scratch memory a layer may take; 0 for TensorRT's own limit.
         dla_core: deep learning accelerator to run on, with the GPU for what it cannot do; -1 for the GPU alone.
@@ -33,7 +30,6 @@ class PlanOptions:
     """
 
     precision: str = "fp16"
-    input_size: tuple[int, int] | None = None
     batch: int = 1
     workspace_mib: int = 0
     dla_core: int = -1
@@ -46,7 +42,7 @@ class BuildCancelled(EngineError):
 
 
 def prepare_onnx(contract: ModelContract, options: PlanOptions) -> bytes:
-    """The ONNX bytes to compile: the model in the wanted precision, size and batch, every dimension fixed.
+    """The ONNX bytes to compile: the model in the wanted precision and batch, every dimension fixed.
 
     Raises:
         ModelError: the file cannot be had so.
@@ -55,27 +51,27 @@ def prepare_onnx(contract: ModelContract, options: PlanOptions) -> bytes:
         raise ModelError(f"precision {options.precision!r}: wanted {', '.join(PRECISIONS)}")
     if options.batch < 1:
         raise ModelError(f"batch {options.batch}: wanted 1 or more")
-    model = onnx.load(str(contract.path))
+    model = load(contract, options.batch)
     if (options.precision == "int8") != is_quantised(model):
         if options.precision == "int8":
             raise ModelError(f"{contract.path}: int8 takes a model with Q/DQ nodes and this one has none; quantise it first")
         raise ModelError(f"{contract.path}: a quantised model is built with --precision int8")
     if options.precision == "fp16":
         model = as_fp16(model)
-    model = with_input(model, options.input_size or contract.input_size, options.batch)
     return bytes(model.SerializeToString())
 
 
 def build_plan(
     trt: ModuleType,
-    contract: ModelContract,
+    source: bytes,
     options: PlanOptions,
     timing_cache: bytes = b"",
     progress: Progress | None = None,
 ) -> tuple[bytes, bytes]:
-    """Compile a model file.
+    """Compile a model.
 
     Args:
+        source: of `prepare_onnx`.
         timing_cache: what an earlier build on this machine learned, or nothing.
         progress: called now and then; False stops the build.
 
@@ -87,7 +83,6 @@ def build_plan(
         EngineError: TensorRT failed.
         BuildCancelled: ``progress`` said so.
     """
-    source = prepare_onnx(contract, options)
     logger = make_logger(trt)
     builder = trt.Builder(logger)
     if builder is None:
@@ -96,7 +91,7 @@ def build_plan(
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(source):
         errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-        raise ModelError(f"{contract.path}: TensorRT cannot parse it: {'; '.join(errors) or logger.said()}")
+        raise ModelError(f"TensorRT cannot parse the model: {'; '.join(errors) or logger.said()}")
     config = builder.create_builder_config()
     configure(trt, builder, config, options)
     cache = attach_timing_cache(config, timing_cache)
@@ -107,7 +102,7 @@ def build_plan(
     if monitor and monitor.cancelled:
         raise BuildCancelled("the build was stopped")
     if plan is None:
-        raise EngineError(f"{contract.path}: TensorRT cannot build it: {logger.said()}")
+        raise EngineError(f"TensorRT cannot build the model: {logger.said()}")
     learned = config.get_timing_cache() if cache else None
     return bytes(plan), bytes(learned.serialize()) if learned else b""
 

@@ -41,6 +41,7 @@ class ModelContract:
         input_size: (width, height) in pixels.
         batch: 1 where the file takes one image at a time, None where it takes any number.
         resize: how a frame is brought to ``input_size``.
+        resized: whether ``input_size`` is another than the file's own (`engine.graph.at_size`).
         metadata: every metadata property of the file.
     """
 
@@ -50,6 +51,7 @@ class ModelContract:
     input_size: tuple[int, int]
     batch: int | None
     resize: ResizeMode
+    resized: bool = False
     metadata: dict[str, str] = field(default_factory=dict)
 
     def plane_index(self, plane: str) -> int:
@@ -111,7 +113,7 @@ def read_contract(path: Path) -> ModelContract:
     if resize not in ("stretch", "letterbox"):
         raise ModelError(f"{path}: {KEY_RESIZE!r} is {resize!r}, wanted 'stretch' or 'letterbox'; export it again")
     return ModelContract(
-        path, hashlib.sha256(data).hexdigest(), planes, (width, height), batch, cast(ResizeMode, resize), metadata
+        path, hashlib.sha256(data).hexdigest(), planes, (width, height), batch, cast(ResizeMode, resize), False, metadata
     )
 
 

@@ -3,12 +3,14 @@ every runtime computes the same."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from engine.contract import ModelError
+from engine.contract import ModelContract, ModelError
 
 STAYS_FLOAT = {"Resize": (1, 2)}  # inputs that ONNX wants in float32 whatever the data are: region and scales
 FP16_LIMIT = 65504.0
@@ -84,6 +86,24 @@ def with_input(model: onnx.ModelProto, size: tuple[int, int], batch: int) -> onn
             "take a size that the network's stride divides, or export the model at this size"
         )
     return inferred
+
+
+def at_size(contract: ModelContract, size: tuple[int, int]) -> ModelContract:
+    """The contract of the same model at another input size (width, height), one image at a time.
+
+    Raises:
+        ModelError: the network does not fit that size.
+    """
+    if size == contract.input_size:
+        return contract
+    resized = replace(contract, input_size=size, batch=1, resized=True)
+    load(resized)
+    return resized
+
+
+def load(contract: ModelContract, batch: int = 1) -> onnx.ModelProto:
+    """The model at the contract's input size, every dimension fixed. Raises `ModelError`: the network does not fit it."""
+    return with_input(onnx.load(str(contract.path)), contract.input_size, batch)
 
 
 def set_shape(value: onnx.ValueInfoProto, shape: tuple[int, ...]) -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from engine.base import Engine
 from engine.contract import INPUT_NAME, OUTPUT_NAME, ModelContract, ModelError
+from engine.graph import load
 
 
 class OnnxRuntimeEngine(Engine):
@@ -29,8 +30,9 @@ class OnnxRuntimeEngine(Engine):
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
+        model = load(contract).SerializeToString() if contract.resized else str(contract.path)
         try:
-            self._session: Any = onnxruntime.InferenceSession(str(contract.path), options, providers=["CPUExecutionProvider"])
+            self._session: Any = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exception types are private
             raise ModelError(f"{contract.path}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from error
 

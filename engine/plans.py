@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from engine.build import PlanOptions, Progress, build_plan
+from engine.build import PlanOptions, Progress, build_plan, prepare_onnx
 from engine.contract import INPUT_NAME, OUTPUT_NAME, ModelContract
 
 SCHEMA = "freespace-plan/1"
@@ -42,6 +42,10 @@ class Target:
     gpu: str
     compute_capability: tuple[int, int]
 
+    def __str__(self) -> str:
+        gpu = "SM{}{}".format(*self.compute_capability) if self.gpu == ANY_GPU else self.gpu
+        return f"{gpu}, {self.flavour} {self.version}"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -60,7 +64,7 @@ def plans_folder() -> Path:
 
 def plan_path(folder: Path, contract: ModelContract, options: PlanOptions, target: Target) -> Path:
     """One file per model name, size, precision and GPU: another version of the same thing takes its place."""
-    width, height = options.input_size or contract.input_size
+    width, height = contract.input_size
     parts = [
         contract.path.stem,
         f"{width}x{height}",
@@ -77,7 +81,7 @@ def plan_path(folder: Path, contract: ModelContract, options: PlanOptions, targe
 
 def manifest(contract: ModelContract, options: PlanOptions, target: Target) -> dict[str, Any]:
     """Everything a plan depends on, as it is kept beside it (there with ``plan_sha256``)."""
-    width, height = options.input_size or contract.input_size
+    width, height = contract.input_size
     shapes = {INPUT_NAME: [options.batch, height, width, 3], OUTPUT_NAME: [options.batch, len(contract.planes), height, width]}
     return {
         "schema": SCHEMA,
@@ -118,20 +122,21 @@ def obtain_plan(
     folder = folder or plans_folder()
     path = plan_path(folder, contract, options, target)
     wanted = manifest(contract, options, target)
+    source = prepare_onnx(contract, options)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_suffix(".lock"))
         lock.acquire()
     except OSError as error:
-        say(f"building {contract.path.name} for {target.gpu}, and not keeping it: {error}")
-        return Plan(build_plan(trt, contract, options, b"", progress)[0], None, True)
+        say(f"building {contract.path.name} for {target}, and not keeping it: {error}")
+        return Plan(build_plan(trt, source, options, b"", progress)[0], None, True)
     try:
         data, reason = (None, "asked for") if force else read_plan(path, wanted)
         if data is not None:
             return Plan(data, path, False)
-        say(f"building {contract.path.name} in {options.precision} for {target.gpu}: {reason}")
+        say(f"building {contract.path.name} in {options.precision} for {target}: {reason}")
         cache_path = timing_cache or folder / f"timing_{target.flavour}_{target.version}_{plan_slug(target)}.cache"
-        data, learned = build_plan(trt, contract, options, read_timing_cache(cache_path), progress)
+        data, learned = build_plan(trt, source, options, read_timing_cache(cache_path), progress)
         try:
             write_plan(path, data, wanted)
             if learned:

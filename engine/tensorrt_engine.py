@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -40,7 +39,7 @@ class BufferSet:
     def __init__(self, gpu: Gpu, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> None:
         self._gpu = gpu
         self.frames = gpu.allocate(0)
-        self.staging: NDArray[np.uint8] = gpu.pinned((0,))
+        self.staging: NDArray[np.uint8] = gpu.pinned((1,))
         self.input = gpu.allocate(int(np.prod(input_shape)))
         self.output = gpu.allocate(int(np.prod(output_shape)))
         self.scores: NDArray[np.uint8] = gpu.pinned(output_shape)
@@ -99,14 +98,14 @@ class TensorRtEngine(Engine):
             threads: of no use here.
             say: gets a line when a plan is built or CUDA graphs cannot be used.
             ordinal: which GPU.
-            options: all of how to build, batch and input size with it; takes the place of ``precision``.
+            options: all of how to build, the batch with it; takes the place of ``precision``.
 
         Raises:
             ModelError: TensorRT, PyCUDA, a driver or a GPU is missing, or the model cannot be compiled.
             EngineError: the device or the plan fails.
         """
         options = options or PlanOptions(resolve_precision(precision, contract))
-        super().__init__(replace(contract, input_size=options.input_size or contract.input_size))
+        super().__init__(contract)
         self.precision = options.precision
         self.batch = options.batch
         self._say = say
@@ -119,6 +118,10 @@ class TensorRtEngine(Engine):
         self._runtime: Any = None
         self._engine: Any = None
         self._context: Any = None
+        self._kernels: Module | None = None
+        self._copying: Stream | None = None
+        self._computing: Stream | None = None
+        self._graphs: Any = None
         trt = tensorrt_api.load(self.name)
         self._logger = tensorrt_api.make_logger(trt)
         self._gpu: Gpu | None = Gpu(ordinal)
@@ -148,14 +151,12 @@ class TensorRtEngine(Engine):
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise EngineError(f"TensorRT gives no execution context: {self._logger.said()}")
-        self._kernels: Module | None = gpu.module(kernels)
-        self._copying: Stream | None = gpu.stream()
-        self._computing: Stream | None = gpu.stream()
+        self._kernels = gpu.module(kernels)
+        self._copying, self._computing = gpu.stream(), gpu.stream()
         shapes = [tuple(self._engine.get_tensor_shape(name)) for name in (INPUT_NAME, OUTPUT_NAME)]
         for _ in range(SETS):
             self._sets.append(BufferSet(gpu, *shapes))
         self._free.extend(self._sets)
-        self._graphs: Any = None
         with suppress(EngineError):
             self._graphs = graph_driver()
 
@@ -178,12 +179,15 @@ class TensorRtEngine(Engine):
 
     def segment(self, images: Sequence[NDArray[np.uint8]], pixel_format: PixelFormat = "bgr") -> Scores:
         """As `Engine.segment`; more images than the plan takes go through one after another."""
-        if len(images) <= self.batch:
-            return super().segment(images, pixel_format)
-        parts = [
-            super(TensorRtEngine, self).segment(images[i : i + self.batch], pixel_format)
-            for i in range(0, len(images), self.batch)
-        ]
+        with self._lock:
+            if self._running:
+                raise RuntimeError("collect first what has been submitted")
+            parts = [
+                super(TensorRtEngine, self).segment(images[i : i + self.batch], pixel_format)
+                for i in range(0, max(len(images), 1), self.batch)
+            ]
+        if len(parts) == 1:
+            return parts[0]
         times = [[p.timings.preprocess_ms, p.timings.infer_ms, p.timings.h2d_ms, p.timings.d2h_ms] for p in parts]
         return Scores(
             np.concatenate([p.values for p in parts]),
@@ -340,10 +344,7 @@ class TensorRtEngine(Engine):
                 return
             gpu = self._gpu
             with suppress(EngineError), gpu.current():
-                for stream in (getattr(self, "_copying", None), getattr(self, "_computing", None)):
-                    if stream:
-                        with suppress(gpu.cuda.Error):  # after a failure of the device there is nothing to wait for
-                            stream.synchronize()
+                self._wait_for_device()
                 for buffers in self._sets:
                     buffers.free()
                 self._free_tables()
@@ -357,6 +358,12 @@ class TensorRtEngine(Engine):
                 self._kernels = self._copying = self._computing = None
             self._gpu = None
             gpu.close()
+
+    def _wait_for_device(self) -> None:
+        for stream in (self._copying, self._computing):
+            if stream:
+                with suppress(Exception):  # after a failure of the device there is nothing to wait for
+                    stream.synchronize()
 
 
 class TensorRtRtxEngine(TensorRtEngine):

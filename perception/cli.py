@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from perception import __version__
-from perception.errors import BadInput, FreespaceError
+from perception.errors import BadInput, FreespaceError, tell
+
+if TYPE_CHECKING:
+    from engine.base import Engine
 
 INTERRUPTED = 130
 
@@ -27,20 +30,21 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Backend = Annotated[Optional[str], typer.Option(help="auto, onnxruntime, openvino or torch.")]
+Backend = Annotated[Optional[str], typer.Option(help="auto, tensorrt, tensorrt_rtx, openvino, onnxruntime or torch.")]
 Model = Annotated[Optional[str], typer.Option(help="Model file (.onnx); the shipped one by default.")]
-Precision = Annotated[Optional[str], typer.Option(help="auto, fp32, or bf16 (openvino, on processors that have it).")]
+InputSize = Annotated[Optional[str], typer.Option(help="WIDTHxHEIGHT of the network's input; the file's own by default.")]
+Precision = Annotated[Optional[str], typer.Option(help="auto, fp32, bf16 (openvino), fp16 or int8 (tensorrt).")]
 
 
 def main() -> None:
     """Entry point of the console script: a user's mistake ends in one sentence on stderr, not in a traceback."""
-    from engine.contract import ModelError
+    from engine.contract import EngineError, ModelError
 
     try:
         app()
     except (BadInput, ModelError) as error:
         fail(error, 2)
-    except FreespaceError as error:
+    except (FreespaceError, EngineError) as error:
         fail(error, 1)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -49,6 +53,14 @@ def main() -> None:
 def fail(error: Exception, code: int) -> None:
     print(f"freespace: {error}", file=sys.stderr)
     sys.exit(code)
+
+
+def parse_pair(text: str, separator: str, option: str, example: str) -> tuple[int, int]:
+    """Two whole numbers. Raises BadInput: ``text`` is something else."""
+    first, found, second = text.partition(separator)
+    if not (found and first.isdigit() and second.isdigit()):
+        raise BadInput(f"{option} {text!r}: wanted something like {example}")
+    return int(first), int(second)
 
 
 def print_version(wanted: bool) -> None:
@@ -76,6 +88,7 @@ def run(
     model: Model = None,
     backend: Backend = None,
     precision: Precision = None,
+    input_size: InputSize = None,
     threads: Annotated[Optional[int], typer.Option(help="CPU threads for the network; 0 leaves it to the backend.")] = None,
     config: Annotated[Optional[Path], typer.Option(help="YAML file; options given here win over it.")] = None,
     plane: Annotated[Optional[str], typer.Option(help="freespace (whole road) or ego (own carriageway).")] = None,
@@ -102,6 +115,7 @@ def run(
             "engine.backend": backend,
             "engine.precision": precision,
             "engine.threads": threads,
+            "engine.input_size": input_size,
             "polygons.plane": plane,
             "capture.start_s": start,
             "capture.duration_s": duration,
@@ -136,28 +150,80 @@ def demo(
 
 @app.command()
 def parity(
-    source: Annotated[str, typer.Argument(help="Frames to compare on, as for 'run'.")] = "synthetic://drive?seconds=1",
-    model: Model = None,
+    model: Annotated[Optional[str], typer.Argument(help="Model file (.onnx); the shipped one by default.")] = None,
+    source: Annotated[str, typer.Option(help="Frames to compare on, as for 'run'.")] = "synthetic://drive?seconds=1",
     every: Annotated[int, typer.Option(help="Take one frame of every N.", min=1)] = 1,
+    precision: Annotated[
+        str, typer.Option(help="Of every backend but torch that computes in it; the others take fp32.")
+    ] = "fp32",
     tolerance: Annotated[int, typer.Option(help="Largest difference allowed, grey levels of 255.", min=0)] = 2,
 ) -> None:
-    """Compare the scores of every installed backend with the first one's, pixel by pixel."""
-    from engine import open_engine
+    """Compare the scores of every backend that works here with those of the torch reference, pixel by pixel."""
+    from engine import BACKENDS, open_engine
     from engine.parity import compare
     from perception.capture import Selection, open_source
 
+    if not any(precision in backend.precisions for backend in BACKENDS.values()):
+        raise BadInput(f"no backend computes in {precision!r}")
+
+    def open_backend(name: str) -> Engine:
+        return open_engine(model, name, precision if precision in BACKENDS[name].precisions else "fp32", say=tell)
+
     with open_source(source, Selection(every=every)) as frames:
-        rows = compare((f.image for f in frames.frames()), lambda name: open_engine(model, name))
+        comparison = compare((f.image for f in frames.frames()), open_backend)
         problems = frames.problems
-    if not rows:
-        raise BadInput("only one backend is installed, there is nothing to compare it with")
-    if not rows[0].frames:
+    if not comparison.rows:
+        raise BadInput("only one backend works here, there is nothing to compare it with")
+    if not comparison.rows[0].frames:
         raise BadInput(f"{source}: no frames to compare on{': ' + problems[0] if problems else ''}")
-    for row in rows:
-        print(row)
-    worst = max(row.largest for row in rows)
+    print(comparison)
+    worst = max(row.largest for row in comparison.rows)
     if worst > tolerance:
         raise FreespaceError(f"backends differ by up to {worst} grey levels, allowed are {tolerance}")
+
+
+@app.command()
+def build(
+    model: Annotated[Optional[Path], typer.Argument(help="Model file (.onnx); the shipped one by default.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, fp16, or int8 for a model with Q/DQ nodes.")] = "fp16",
+    input_size: InputSize = None,
+    batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 1,
+    workspace: Annotated[int, typer.Option(help="Most scratch memory, MiB; 0 for TensorRT's own limit.", min=0)] = 0,
+    timing_cache: Annotated[Optional[Path], typer.Option(help="File of build timings to use and to update.")] = None,
+    dla: Annotated[int, typer.Option(help="Deep learning accelerator to use, -1 for none.", min=-1)] = -1,
+    version_compatible: Annotated[bool, typer.Option(help="Let later releases of TensorRT load the plan.")] = False,
+    rtx: Annotated[bool, typer.Option("--rtx", help="Build with TensorRT for RTX.")] = False,
+    target: Annotated[
+        Optional[str], typer.Option(help="Compute capability such as 8.6, for RTX: build without that GPU.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build again even where a plan fits.")] = False,
+) -> None:
+    """Compile a model into a TensorRT plan, which 'run --backend tensorrt' then finds."""
+    from engine import DEFAULT_MODEL, read_contract
+    from engine.build import PlanOptions
+    from engine.graph import at_size
+    from perception.plan import build as build_plan
+
+    contract = read_contract(model or DEFAULT_MODEL)
+    if input_size:
+        contract = at_size(contract, parse_pair(input_size, "x", "--input-size", "640x384"))
+    targets = (parse_pair(target, ".", "--target", "8.6"),) if target else ()
+    options = PlanOptions(precision, batch, workspace, dla, version_compatible, targets)
+    build_plan(contract, options, "tensorrt_rtx" if rtx or targets else "tensorrt", timing_cache, force)
+
+
+@app.command()
+def doctor(json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False) -> None:
+    """Say what is installed and works on this machine, and how to mend what does not; exit code 1 where 'run' cannot work."""
+    from perception.doctor import examine, print_report
+
+    report = examine()
+    if json:
+        print(report.to_json())
+    else:
+        print_report(report)
+    if not report.ready:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -172,6 +238,7 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     pretrained: Annotated[bool, typer.Option(help="Start the encoder from ImageNet weights.")] = True,
     init: Annotated[Optional[Path], typer.Option(help="Start from this checkpoint instead: a second phase.")] = None,
+    views: Annotated[Optional[Path], typer.Option(help="Train on what 'distil' wrote as well.")] = None,
     encoder_rate: Annotated[Optional[float], typer.Option(help="Peak learning rate of the encoder.")] = None,
     decoder_rate: Annotated[Optional[float], typer.Option(help="Peak learning rate of the decoder.")] = None,
 ) -> None:
@@ -180,7 +247,9 @@ def train(
         from training.trainer import TrainConfig
         from training.trainer import train as run_training
 
-    settings = TrainConfig(str(data), str(out), pretrained=pretrained, init=str(init or ""), device=device)
+    settings = TrainConfig(
+        str(data), str(out), pretrained=pretrained, init=str(init or ""), views=str(views or ""), device=device
+    )
     given: dict[str, Any] = {
         "epochs": epochs,
         "samples_per_epoch": samples_per_epoch,
@@ -191,6 +260,29 @@ def train(
     settings = replace(settings, **{key: value for key, value in given.items() if value is not None})
     with missing_files():
         print(f"checkpoint {run_training(settings)}")
+
+
+@app.command()
+def distil(
+    teacher: Annotated[Path, typer.Option(help="Road network (.onnx): RGB / 255 in, logits of elsewhere and drivable out.")],
+    data: Annotated[Path, typer.Option(help="Folder that holds camvid/, idd_lite/ and bdd100k/.")],
+    out: Annotated[Path, typer.Option(help="Folder for the views; must not exist.")],
+    footage: Annotated[Optional[list[Path]], typer.Option(help="Video without labels; may be given again.")] = None,
+    views: Annotated[str, typer.Option(help="How many views of each image.")] = "camvid=2,idd_lite=2,bdd100k=16,footage=4",
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 1,
+) -> None:
+    """Let a teacher network score views of the training images and of footage, for 'train --views'."""
+    with training_extra():
+        from training.datasets import find_samples, split_of
+        from training.distil import Teacher, parse_views, write_views
+
+    if out.exists():
+        raise BadInput(f"{out} exists already; give another --out")
+    with missing_files():
+        samples = [s for s in find_samples(data) if split_of(s) == "train"]
+        wanted = parse_views(views)
+        count = write_views(Teacher(teacher), samples, footage or [], wanted, out, seed)
+    print(f"{count} views in {out}")
 
 
 @app.command()
@@ -225,6 +317,7 @@ def export(
     out: Annotated[Path, typer.Option(help="Model file to write (.onnx).")],
     width: Annotated[int, typer.Option(help="Input width, pixels; a multiple of 32.")] = 448,
     height: Annotated[int, typer.Option(help="Input height, pixels; a multiple of 32.")] = 256,
+    precision: Annotated[str, typer.Option(help="fp32, or fp16 for a file that computes in float16.")] = "fp32",
     report: Annotated[Optional[Path], typer.Option(help="JSON of 'evaluate' to store in the file as its metrics.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
@@ -237,7 +330,7 @@ def export(
 
     try:
         with missing_files():
-            largest = export_model(checkpoints, out, (width, height), report)
+            largest = export_model(checkpoints, out, (width, height), report, precision)
     except ParityError as error:
         raise FreespaceError(str(error)) from error
     print(f"{out}: differs from torch by at most {largest} grey levels")

@@ -35,6 +35,9 @@ class EngineConfig(Section):
     backend: str = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"  # as `engine.open_engine`
     threads: Annotated[int, Field(ge=0)] = 0  # 0: the backend's choice
+    input_size: Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*$")] | None = (
+        None  # such as 640x384; None: the model file's own
+    )
 
 
 class PolygonConfig(Section):
@@ -111,5 +114,7 @@ def describe(error: Any) -> str:
         for part in error["loc"][:-1]:
             section = section.model_fields[part].annotation
         return f"{key}: unknown key; known here: {', '.join(section.model_fields)}"
+    if error["type"] == "string_pattern_mismatch":
+        return f"{key}: wanted WIDTHxHEIGHT such as 640x384, got {error['input']!r}"
     message = error["msg"][0].lower() + error["msg"][1:]
     return f"{key}: {message}, got {error['input']!r}"

@@ -57,6 +57,13 @@ class Summary:
         return self.frames / self.wall_s if self.wall_s > 0 else 0.0
 
 
+def process(frame: Frame, engine: Engine, polygons: PolygonConfig) -> Output:
+    """Segment one frame and find its polygons."""
+    started = time.perf_counter_ns()
+    engine.submit([frame.image])
+    return finish(frame, started, engine, polygons)
+
+
 def finish(frame: Frame, started: int, engine: Engine, polygons: PolygonConfig) -> Output:
     """Take the scores of the frame handed in at ``started`` (ns, ``perf_counter``) and find its polygons."""
     scores = engine.collect()

@@ -10,15 +10,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from engine import DEFAULT_MODEL, read_contract, tensorrt_api
+from engine import tensorrt_api
 from engine.build import PlanOptions
-from engine.contract import ModelError
+from engine.contract import ModelContract, ModelError
 from engine.plans import ANY_GPU, Plan, Target, obtain_plan
 from perception.errors import FreespaceError, tell
 
 
 def build(
-    model: Path | None, options: PlanOptions, flavour: str, timing_cache: Path | None = None, force: bool = False
+    contract: ModelContract, options: PlanOptions, flavour: str, timing_cache: Path | None = None, force: bool = False
 ) -> None:
     """Build and keep the plan for the GPU at hand, or for ``options.compute_capabilities``.
 
@@ -26,7 +26,6 @@ def build(
         ModelError, EngineError: as `engine.plans.obtain_plan`.
         FreespaceError: the plan was built and could not be kept.
     """
-    contract = read_contract(model or DEFAULT_MODEL)
     trt = tensorrt_api.load(flavour)
     target = find_target(flavour, trt.__version__, options)
     started = time.perf_counter()

@@ -15,7 +15,7 @@ from engine import open_engine
 from engine.base import Engine
 from perception.capture import Selection, open_source
 from perception.capture.base import Source
-from perception.config import Config
+from perception.config import Config, EngineConfig
 from perception.errors import FreespaceError, tell
 from perception.freespace import Freespace
 from perception.node import Summary, run
@@ -38,7 +38,7 @@ def run_session(uri: str, config: Config, stop: threading.Event) -> bool:
     check_outputs(config.output, uri)
     with (
         open_source(uri, Selection(capture.start_s, capture.duration_s, capture.every), capture.image_fps) as source,
-        open_engine(**vars(config.engine), say=tell) as engine,
+        open_configured(config.engine) as engine,
     ):
         engine.contract.plane_index(config.polygons.plane)
         sinks = open_sinks(config, source.fps)
@@ -57,6 +57,15 @@ def run_session(uri: str, config: Config, stop: threading.Event) -> bool:
             raise FreespaceError(f"{uri}: no frame could be processed")
         print_summary(summary, sinks)
         return summary.interrupted
+
+
+def open_configured(config: EngineConfig) -> Engine:
+    """The engine that the configuration names."""
+    size = None
+    if config.input_size:
+        width, height = config.input_size.split("x")
+        size = int(width), int(height)
+    return open_engine(config.model, config.backend, config.precision, config.threads, size, tell)
 
 
 def print_problems(problems: list[str]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +18,13 @@ torch = pytest.importorskip("torch", reason="the extra 'train' is not installed"
 from engine import DEFAULT_MODEL, open_engine, read_contract  # noqa: E402
 from perception.synthetic import render, scene_from_uri  # noqa: E402
 from training.augment import augment  # noqa: E402
-from training.datasets import IGNORE, Sample, epoch_indices, find_samples, read_sample, split_of  # noqa: E402
+from training.datasets import CERTAIN, IGNORE, Sample, epoch_indices, find_samples, read_sample, split_of  # noqa: E402
 from training.evaluate import evaluate_model  # noqa: E402
 from training.export import export_model, load_network, recipe  # noqa: E402
 from training.losses import bce_and_dice  # noqa: E402
 from training.metrics import Counts, count  # noqa: E402
 from training.models.freespace_net import FreespaceNet, start_as_bilinear  # noqa: E402
-from training.trainer import TrainConfig, train  # noqa: E402
+from training.trainer import TrainConfig, ahead, train  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -154,13 +157,13 @@ def test_augmentation_moves_image_and_target_together() -> None:
 def test_loss_ignores_what_is_unknown() -> None:
     torch.manual_seed(0)
     logits = torch.randn(2, 2, 8, 8, requires_grad=True)
-    targets = torch.randint(0, 2, (2, 2, 8, 8), dtype=torch.uint8)
+    targets = torch.randint(0, 2, (2, 2, 8, 8), dtype=torch.uint8) * CERTAIN
     targets[:, 1] = IGNORE
     loss = bce_and_dice(logits, targets)
     loss.backward()
     assert torch.all(logits.grad[:, 1] == 0)
     assert torch.any(logits.grad[:, 0] != 0)
-    known, truth = logits[:, 0].detach(), targets[:, 0].float()
+    known, truth = logits[:, 0].detach(), (targets[:, 0] == CERTAIN).float()
     bce = torch.nn.functional.binary_cross_entropy_with_logits(known, truth)
     p = torch.sigmoid(known)
     dice = (1 - (2 * (p * truth).sum((1, 2)) + 1) / (p.sum((1, 2)) + truth.sum((1, 2)) + 1)).mean()
@@ -299,3 +302,22 @@ def test_several_checkpoints_are_averaged(checkpoint: Path, tmp_path: Path) -> N
     torch.save(other, tmp_path / "other.pt")
     one, both = (load_network(*paths)[0].state_dict() for paths in ([checkpoint], [checkpoint, tmp_path / "other.pt"]))
     assert all(torch.allclose(both[k], one[k] + 1, atol=1e-5) for k, v in one.items() if v.dtype.is_floating_point)
+
+
+def test_items_made_ahead_keep_their_order_and_their_failures() -> None:
+    assert list(ahead(iter(range(20)))) == list(range(20))
+
+    def failing() -> Iterator[int]:
+        yield 1
+        raise ValueError("broken image")
+
+    taken = ahead(failing())
+    assert next(taken) == 1
+    with pytest.raises(ValueError, match="broken image"):
+        next(taken)
+    before = threading.active_count()
+    for item in ahead(iter(range(1000))):
+        if item == 2:
+            break
+    gc.collect()
+    assert threading.active_count() <= before, "a loop that ends early leaves no thread behind"

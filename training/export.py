@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from engine import open_engine
 from engine.contract import CONTRACT_VERSION, INPUT_NAME, KEY_PLANES, KEY_RESIZE, KEY_VERSION, OUTPUT_NAME
+from engine.graph import as_fp16
 from training.datasets import PLANES
 from training.evaluate import weights_sha256
 from training.models import build_model
@@ -32,7 +33,7 @@ DATA_TERMS = {
     "bdd100k": "BDD100K (UC Regents: educational, research and not-for-profit use with notice)",
 }
 IMAGENET = "encoder initialised from ImageNet weights of EfficientNet-Lite0"
-PARITY_LIMIT = 2
+PARITY_LIMITS = {"fp32": 2, "fp16": 16}  # grey levels; what each precision can keep
 PARITY_IMAGES = 4
 
 
@@ -73,24 +74,33 @@ def load_network(*checkpoints: Path) -> tuple[nn.Module, dict[str, Any]]:
     return network.eval(), state
 
 
-def export_model(checkpoints: Path | Sequence[Path], out: Path, size: tuple[int, int], report: Path | None = None) -> int:
+def export_model(
+    checkpoints: Path | Sequence[Path],
+    out: Path,
+    size: tuple[int, int],
+    report: Path | None = None,
+    precision: str = "fp32",
+) -> int:
     """Write the model file and compare every CPU runtime with the torch network on random images.
 
     Args:
         checkpoints: of `training.trainer.train`; the weights of several are averaged.
         size: (width, height) of the network's input.
         report: JSON of ``freespace evaluate``, stored in the file as its metrics.
+        precision: ``fp32``, or ``fp16`` for a file that computes in float16 between the same uint8 input and output.
 
     Returns:
         the largest difference found, grey levels of 255.
 
     Raises:
-        ValueError: the checkpoint or report is none of ours, or the size does not fit the network.
+        ValueError: the checkpoint or report is none of ours, the size does not fit the network, or another precision.
         ParityError: the file does not reproduce the network.
     """
     paths = [checkpoints] if isinstance(checkpoints, Path) else list(checkpoints)
     network, state = load_network(*paths)
     metrics = json.loads(report.read_text()) if report else {}
+    if precision not in PARITY_LIMITS:
+        raise ValueError(f"precision {precision!r}: wanted {' or '.join(PARITY_LIMITS)}")
     stride = int(getattr(network, "stride", 32))
     width, height = size
     if width <= 0 or height <= 0 or width % stride or height % stride:
@@ -108,6 +118,7 @@ def export_model(checkpoints: Path | Sequence[Path], out: Path, size: tuple[int,
                 KEY_VERSION: CONTRACT_VERSION,
                 KEY_PLANES: ",".join(PLANES),
                 KEY_RESIZE: "stretch",
+                "freespace.precision": precision,
                 "freespace.network": state["config"]["model"],
                 "freespace.training_data": training_data(state),
                 "freespace.recipe": json.dumps(recipe(state)),
@@ -117,11 +128,15 @@ def export_model(checkpoints: Path | Sequence[Path], out: Path, size: tuple[int,
                 "freespace.source_revision": source_revision(),
             },
         )
+        if precision == "fp16":
+            model = as_fp16(model)
         onnx.checker.check_model(model)
         onnx.save(model, str(part))
         largest = parity_with_torch(deployed, part, size)
-        if largest > PARITY_LIMIT:
-            raise ParityError(f"the exported file differs from torch by {largest} grey levels, allowed are {PARITY_LIMIT}")
+        if largest > PARITY_LIMITS[precision]:
+            raise ParityError(
+                f"the exported file differs from torch by {largest} grey levels, allowed are {PARITY_LIMITS[precision]}"
+            )
         os.replace(part, out)
     finally:
         part.unlink(missing_ok=True)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import queue
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -35,6 +38,8 @@ from training.datasets import (
 from training.losses import bce_and_dice
 from training.metrics import Counts, count
 from training.models import build_model
+
+T = TypeVar("T")
 
 MAY_CHANGE = ("data", "out", "init", "views", "threads", "device")  # settings that a resumed run may have otherwise
 
@@ -126,7 +131,7 @@ def train(config: TrainConfig) -> Path:
         rng = np.random.default_rng([config.seed, epoch])
         torch.manual_seed(config.seed * 10_007 + epoch)  # of the epoch alone, so that a resumed run goes on the same
         model.train()
-        for images, targets in batches(cache, config, rng):
+        for images, targets in ahead(batches(cache, config, rng)):
             images, targets = images.to(device), targets.to(device)
             with torch.autocast(device.type, torch.bfloat16):
                 logits = model(normalise(images).contiguous(memory_format=torch.channels_last))
@@ -220,6 +225,38 @@ def batches(cache: Cache, config: TrainConfig, rng: np.random.Generator) -> Iter
         views = [augment(*cache[i], (size[0], size[1]), rng, cache.samples[i].view) for i in chosen]
         if len(views) > 1:  # batch norm wants more than one
             yield torch.from_numpy(np.stack([v[0] for v in views])), torch.from_numpy(np.stack([v[1] for v in views]))
+
+
+def ahead(items: Iterator[T], count: int = 3) -> Iterator[T]:
+    """The same items in the same order, made by a thread of its own while the network learns from those before."""
+    waiting: queue.Queue[T | BaseException | None] = queue.Queue(count)
+    stopped = threading.Event()
+
+    def work() -> None:
+        last: BaseException | None = None
+        try:
+            for item in items:
+                waiting.put(item)
+                if stopped.is_set():
+                    return
+        except BaseException as error:  # the thread that takes the items is the one to raise it
+            last = error
+        waiting.put(last)
+
+    thread = threading.Thread(target=work, name="augmentation", daemon=True)
+    thread.start()
+    try:
+        while not isinstance(item := waiting.get(), BaseException):
+            if item is None:
+                return
+            yield item
+        raise item
+    finally:
+        stopped.set()
+        with suppress(queue.Empty):
+            while True:
+                waiting.get_nowait()
+        thread.join()
 
 
 def build_optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
