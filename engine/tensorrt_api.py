@@ -63,3 +63,8 @@ def network_flags(trt: ModuleType) -> int:
     """Flags for a strongly typed network in this release."""
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if typed is None else 1 << int(typed)
+
+
+def keeps_timings(trt: ModuleType) -> bool:
+    """Whether builds learn from one another; TensorRT for RTX times kernels when a plan is loaded, not when it is built."""
+    return trt.__name__ not in FLAVOURS["tensorrt_rtx"]

@@ -337,6 +337,23 @@ class TensorRtEngine(Engine):
         """Frames of the network's size need no resampling, so this is `segment`."""
         return self.segment(list(batch)).values
 
+    def infer_resident(self, count: int) -> None:
+        """Run the network ``count`` times on what lies on the device already, and wait: what the plan alone can do."""
+        with self._lock:
+            gpu = self._open_gpu()
+            if self._running:
+                raise RuntimeError("collect first what has been submitted")
+            with gpu.current():
+                for _ in range(count):
+                    self._infer(self._sets[0])
+                self._wait_for_device()
+
+    def free_bytes(self) -> int:
+        """Device memory that nobody uses, bytes."""
+        gpu = self._open_gpu()
+        with gpu.current():
+            return gpu.free_bytes()
+
     def close(self) -> None:
         """Free everything in the order in which it depends on each other; what was not collected is lost."""
         with self._lock:

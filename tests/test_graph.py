@@ -46,7 +46,7 @@ def test_weights_that_half_precision_cannot_hold_are_refused(tiny_model: Path) -
     next(t for t in model.graph.initializer if t.name == "bias").CopyFrom(
         numpy_helper.from_array(np.array([1e6, 0], np.float32), "bias")
     )
-    with pytest.raises(ModelError, match="1e\\+06.*65504"):
+    with pytest.raises(ModelError, match=r"1e\+06.*65504"):
         as_fp16(model)
 
 

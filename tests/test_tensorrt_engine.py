@@ -364,6 +364,19 @@ def test_precisions_that_cannot_be_had(newest: Fakes, tiny_model: Path, precisio
         open_engine(tiny_model, "tensorrt", precision)
 
 
+def test_benchmark_of_the_loop(newest: Fakes, tiny_model: Path, tmp_path: Path) -> None:
+    """That it runs and counts; what it measures needs a GPU."""
+    from benchmarks.gpu_loop import main
+
+    small = ["--width", "64", "--height", "32", "--rounds", "2", "--seconds", "0.05", "--frames", "20"]
+    result = main(["--model", str(tiny_model), *small, "--out", str(tmp_path / "result.json")])
+    assert result["of_plan_alone"]["plan alone"] == [1, 1, 1]
+    assert all(rate > 0 for rate in result["fps"].values())
+    assert result["memory"]["frames"] == 20
+    assert result["memory"]["growth"] == 0
+    assert (tmp_path / "result.json").exists()
+
+
 def test_run_from_the_command_line(
     newest: Fakes, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
