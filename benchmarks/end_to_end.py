@@ -53,9 +53,11 @@ def main() -> None:
     except ClipUnavailable as error:
         parser.error(f"no clip ({error}); give one with --clip")
 
-    engines = {name: open_engine(arguments.model, name) for name in arguments.backend or ("onnxruntime", "openvino")}
+    engines = {
+        name: open_engine(arguments.model, name, throughput=True) for name in arguments.backend or ("onnxruntime", "openvino")
+    }
     if arguments.bf16:
-        engines["openvino bf16"] = open_engine(arguments.model, "openvino", "bf16")
+        engines["openvino bf16"] = open_engine(arguments.model, "openvino", "bf16", throughput=True)
     peer = PeerLoop(arguments.peer) if arguments.peer else None
     loops: dict[str, Callable[[], tuple[int, float]]] = {}
     summaries: dict[str, list[Summary]] = {name: [] for name in engines}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["BACKENDS", "DEFAULT_MODEL", "ModelContract", "ModelError", "installed", "open_engine", "read_contract", "usable"]
 
 DEFAULT_MODEL = Path(__file__).parent / "zoo" / "freespace.onnx"
+DEFAULT_INT8 = Path(__file__).parent / "zoo" / "freespace.int8.onnx"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Backend:
         packages: all are needed; of alternatives, divided by a bar, any.
         precisions: what it computes in.
         gpu: whether it needs an NVIDIA GPU.
+        depth: how many frames it takes at once where throughput counts.
     """
 
     module: str
@@ -40,6 +42,7 @@ class Backend:
     packages: tuple[str, ...]
     precisions: tuple[str, ...] = ("fp32",)
     gpu: bool = False
+    depth: int = 1
 
 
 TENSORRT_PRECISIONS = ("fp32", "fp16", "int8")
@@ -54,8 +57,8 @@ BACKENDS = {
         TENSORRT_PRECISIONS,
         gpu=True,
     ),
-    "openvino": Backend("engine.openvino_engine", "OpenVinoEngine", ("openvino",), ("fp32", "bf16")),
-    "onnxruntime": Backend("engine.onnxruntime_engine", "OnnxRuntimeEngine", ("onnxruntime",)),
+    "openvino": Backend("engine.openvino_engine", "OpenVinoEngine", ("openvino",), ("fp32", "bf16", "int8"), depth=3),
+    "onnxruntime": Backend("engine.onnxruntime_engine", "OnnxRuntimeEngine", ("onnxruntime",), ("fp32", "int8")),
     "torch": Backend("engine.torch_engine", "TorchEngine", ("torch",)),
 }
 AUTO = ("tensorrt", "tensorrt_rtx", "openvino", "onnxruntime")
@@ -71,54 +74,87 @@ def open_engine(
     precision: str = "auto",
     threads: int = 0,
     input_size: tuple[int, int] | None = None,
+    throughput: bool = False,
     say: Say = lambda line: None,
 ) -> Engine:
     """Load a model file into a backend.
 
     Args:
-        model: the ONNX file; None takes the one that ships with the package.
+        model: the ONNX file; None takes one that ships with the package: the quantised one for ``int8`` on a processor.
         backend: a key of `BACKENDS`, or ``auto``: the first of `AUTO` that is installed and works.
-        precision: as the backend offers it. ``auto``: on a GPU int8 for a quantised model, else fp16; on a processor bf16
-            with backend ``auto`` where it computes in it natively (AMX, AVX512-BF16), else fp32.
+        precision: as the backend offers it. ``auto`` is int8 for a quantised model and else fp16 on a GPU, fp32 on a
+            processor; but with backend ``auto`` what this processor is made for: the shipped model in int8 with VNNI, any
+            model in bf16 with AMX or AVX512-BF16.
         threads: CPU threads for the network, 0 for the backend's own choice.
         input_size: (width, height) of the network's input, where not the file's own.
+        throughput: on a processor, more frames a second at more latency for each (`Engine.depth`): for recordings.
         say: gets a line when something is worth one: a plan is built, a backend fails and another takes its place.
 
     Raises:
         ModelError: the model breaks the contract, or the backend is unknown, not installed, or cannot do the precision.
         EngineError: the device failed.
     """
-    contract = read_contract(Path(model) if model else DEFAULT_MODEL)
-    if input_size:
-        from engine.graph import at_size
-
-        contract = at_size(contract, input_size)
-    if backend == "auto":
-        return open_first(contract, precision, threads, say)
-    if backend not in BACKENDS:
+    if backend != "auto" and backend not in BACKENDS:
         raise ModelError(f"unknown backend {backend!r}; known: auto, {', '.join(BACKENDS)}")
-    if not installed(backend):
-        raise ModelError(
-            f"backend {backend} needs {' and '.join(missing(backend))}, which is not installed; see 'freespace doctor'"
-        )
-    return open_backend(contract, backend, precision, threads, say, "as asked")
-
-
-def open_first(contract: ModelContract, precision: str, threads: int, say: Say) -> Engine:
-    """The fastest backend that works here. Raises `ModelError` where none can compute in ``precision``."""
+    if backend != "auto" and not installed(backend):
+        needed = " and ".join(missing(backend))
+        raise ModelError(f"backend {backend} needs {needed}, which is not installed; see 'freespace doctor'")
     failed: list[str] = []
-    for name in candidates(precision):
-        wanted, reason = precision, REASON
-        if precision == "auto" and name == "openvino" and native_bf16():
-            wanted, reason = "bf16", f"{REASON}, and this processor computes in bf16"
+    for name in candidates(precision) if backend == "auto" else [backend]:
+        wanted, reason = (precision, "as asked") if backend != "auto" else native_precision(name, model, precision)
+        contract = choose_model(model, name, wanted)
+        if input_size:
+            from engine.graph import at_size
+
+            contract = at_size(contract, input_size)
         try:
-            return open_backend(contract, name, wanted, threads, say, "; ".join([reason, *failed]))
+            engine = open_backend(contract, name, wanted, threads, throughput, say)
         except (ModelError, EngineError) as error:
-            if not BACKENDS[name].gpu:
+            if backend != "auto" or not BACKENDS[name].gpu:
                 raise
             failed.append(f"{name} failed")
             say(f"backend {name} does not work, trying the next one: {error}")
+            continue
+        engine.reason = "; ".join([reason, *failed])
+        return engine
     raise nothing_for(precision)
+
+
+def native_precision(backend: str, model: Path | str | None, precision: str) -> tuple[str, str]:
+    """(precision, reason): what ``auto`` makes of ``auto`` on this machine."""
+    if precision == "auto" and backend == "openvino":
+        from engine.openvino_engine import native_bf16
+
+        if model is None and fast_int8():
+            return "int8", f"{REASON}, and this processor is made for int8"
+        if native_bf16() and not choose_model(model, backend, precision).quantised:
+            return "bf16", f"{REASON}, and this processor computes in bf16"
+    return precision, REASON
+
+
+def choose_model(model: Path | str | None, backend: str, precision: str) -> ModelContract:
+    """The model asked for, or the shipped one that fits. Raises `ModelError`: it breaks the contract."""
+    if model is None and precision == "int8" and not BACKENDS[backend].gpu:
+        return read_contract(DEFAULT_INT8)
+    return read_contract(Path(model) if model else DEFAULT_MODEL)
+
+
+def open_backend(contract: ModelContract, name: str, precision: str, threads: int, throughput: bool, say: Say) -> Engine:
+    """Load a checked model into one backend. Raises as `open_engine`."""
+    backend = BACKENDS[name]
+    if precision == "auto" and not backend.gpu:
+        precision = "int8" if contract.quantised else "fp32"
+    if precision not in ("auto", *backend.precisions):
+        raise ModelError(f"backend {name} computes in {' or '.join(backend.precisions)}, not {precision}")
+    if contract.quantised and precision not in ("auto", "int8"):
+        raise ModelError(f"{contract.path}: quantised, so it computes in int8 and not in {precision}")
+    if precision == "int8" and not contract.quantised:
+        raise ModelError(f"{contract.path}: int8 takes a model with Q/DQ nodes; 'freespace calibrate quantize' makes one")
+    more: dict[str, object] = {"say": say} if backend.gpu else {}
+    if throughput and backend.depth > 1:
+        more["depth"] = backend.depth
+    engine: Engine = getattr(import_module(backend.module), backend.engine_class)(contract, precision, threads, **more)
+    return engine
 
 
 def choose_backend(precision: str = "auto") -> tuple[str, str]:
@@ -142,25 +178,17 @@ def nothing_for(precision: str) -> ModelError:
     return ModelError(f"no backend for {precision} works here; install one of {', '.join(able)}, see 'freespace doctor'")
 
 
-def open_backend(contract: ModelContract, name: str, precision: str, threads: int, say: Say, reason: str) -> Engine:
-    backend = BACKENDS[name]
-    if precision == "auto" and not backend.gpu:
-        precision = "fp32"
-    if precision not in ("auto", *backend.precisions):
-        raise ModelError(f"backend {name} computes in {' or '.join(backend.precisions)}, not {precision}")
-    engine_class = getattr(import_module(backend.module), backend.engine_class)
-    engine: Engine = (
-        engine_class(contract, precision, threads, say) if backend.gpu else engine_class(contract, precision, threads)
-    )
-    engine.reason = reason
-    return engine
+def fast_int8() -> bool:
+    """Whether this processor multiplies bytes faster than floats, and exactly: x86 with VNNI."""
+    return bool({"avx512_vnni", "avx_vnni"} & cpu_flags())
 
 
-def native_bf16() -> bool:
-    """Whether OpenVINO finds bf16 arithmetic in this processor."""
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+def cpu_flags() -> set[str]:
+    """What Linux says that this x86 processor can do; nothing elsewhere."""
+    try:
+        return set(Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split())
+    except OSError:
+        return set()
 
 
 def missing(backend: str) -> list[str]:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,8 +55,8 @@ class Engine(ABC):
         precision: of the arithmetic, ``fp32``, ``bf16``, ``fp16`` or ``int8``.
         contract: of the model file.
         reason: one phrase: why this backend (set by `engine.open_engine`).
-        depth: how many batches may be submitted before the first is collected; with 2 the copy of one frame goes on
-            beside the inference of the one before.
+        depth: how many batches may be submitted before the first is collected. With more than one, what is done before
+            and after the network goes on beside it: more frames a second, and each takes longer.
     """
 
     name: str
@@ -67,8 +68,8 @@ class Engine(ABC):
 
     def __init__(self, contract: ModelContract) -> None:
         self.contract = contract
-        self._input = np.zeros((1, contract.input_size[1], contract.input_size[0], 3), np.uint8)
-        self._finished: deque[Scores] = deque()
+        self._inputs: deque[NDArray[np.uint8]] = deque()
+        self._running: deque[Any] = deque()
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -92,15 +93,23 @@ class Engine(ABC):
             ValueError, EngineError: as `segment`.
             RuntimeError: ``depth`` batches are on their way already.
         """
-        if len(self._finished) >= self.depth:
+        if len(self._running) >= self.depth:
             raise RuntimeError(f"{self.depth} batches are on their way already; collect one first")
-        self._finished.append(self._compute(images, pixel_format))
+        started = time.perf_counter_ns()
+        resamplings = self.resamplings(images, pixel_format)
+        batch = self._next_input(len(images))
+        for image, resampling, slot in zip(images, resamplings, batch, strict=True):
+            resample(to_bgr(image, pixel_format), resampling, slot)
+        preprocess_ms = (time.perf_counter_ns() - started) / 1e6
+        self._running.append((self.start(batch), resamplings, preprocess_ms))
 
     def collect(self) -> Scores:
         """The scores of the oldest batch handed in. Raises `EngineError`, and RuntimeError: there is none."""
-        if not self._finished:
+        if not self._running:
             raise RuntimeError("nothing has been submitted")
-        return self._finished.popleft()
+        work, resamplings, preprocess_ms = self._running.popleft()
+        values, infer_ms = self.finish(work)
+        return Scores(values, self.contract.planes, resamplings, EngineTimings(preprocess_ms, infer_ms))
 
     def resamplings(self, images: Sequence[NDArray[np.uint8]], pixel_format: PixelFormat) -> tuple[Resampling, ...]:
         """How each image comes to the network's size. Raises ValueError: no image, or one of another type or shape."""
@@ -108,21 +117,27 @@ class Engine(ABC):
             raise ValueError("no images to segment")
         return tuple(fit(frame_size(image, pixel_format), self.input_size, self.contract.resize) for image in images)
 
-    def _compute(self, images: Sequence[NDArray[np.uint8]], pixel_format: PixelFormat) -> Scores:
+    def start(self, batch: NDArray[np.uint8]) -> Any:
+        """Begin with a batch uint8 ``(N, h, w, 3)``, which stays as it is until `finish`; here all the work is done at once."""
         started = time.perf_counter_ns()
-        resamplings = self.resamplings(images, pixel_format)
-        if len(self._input) != len(images):
-            self._input = np.zeros((len(images), *self._input.shape[1:]), np.uint8)
-        for image, resampling, slot in zip(images, resamplings, self._input, strict=True):
-            resample(to_bgr(image, pixel_format), resampling, slot)
-        prepared = time.perf_counter_ns()
-        if self.contract.batch == 1:
-            values = np.concatenate([self.infer(one[None]) for one in self._input])
-        else:
-            values = self.infer(self._input)
-        done = time.perf_counter_ns()
-        timings = EngineTimings((prepared - started) / 1e6, (done - prepared) / 1e6)
-        return Scores(values, self.contract.planes, resamplings, timings)
+        parts = [batch] if self.contract.batch is None else np.split(batch, len(batch))
+        values = np.concatenate([self.infer(part) for part in parts])
+        return values, (time.perf_counter_ns() - started) / 1e6
+
+    def finish(self, work: Any) -> tuple[NDArray[np.uint8], float]:
+        """The scores uint8 ``(N, K, h, w)`` of what `start` gave, and the milliseconds they took."""
+        values, infer_ms = work
+        return values, infer_ms
+
+    def _next_input(self, count: int) -> NDArray[np.uint8]:
+        """One of ``depth`` arrays in turn, so that none is overwritten while it is in use."""
+        width, height = self.input_size
+        while len(self._inputs) < self.depth:
+            self._inputs.append(np.zeros((count, height, width, 3), np.uint8))
+        self._inputs.rotate(-1)
+        if len(self._inputs[0]) != count:
+            self._inputs[0] = np.zeros((count, height, width, 3), np.uint8)
+        return self._inputs[0]
 
     @abstractmethod
     def infer(self, batch: NDArray[np.uint8]) -> NDArray[np.uint8]:

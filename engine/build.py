@@ -54,7 +54,7 @@ def prepare_onnx(contract: ModelContract, options: PlanOptions) -> bytes:
     model = load(contract, options.batch)
     if (options.precision == "int8") != is_quantised(model):
         if options.precision == "int8":
-            raise ModelError(f"{contract.path}: int8 takes a model with Q/DQ nodes and this one has none; quantise it first")
+            raise ModelError(f"{contract.path}: int8 takes a model with Q/DQ nodes; 'freespace calibrate quantize' makes one")
         raise ModelError(f"{contract.path}: a quantised model is built with --precision int8")
     if options.precision == "fp16":
         model = as_fp16(model)
@@ -115,6 +115,8 @@ def describe(error: Any) -> str:
 
 def configure(trt: ModuleType, builder: Any, config: Any, options: PlanOptions) -> None:
     """Raises ModelError: this TensorRT or this machine lacks what is asked for."""
+    if options.precision == "fp32":
+        config.clear_flag(trt.BuilderFlag.TF32)  # its ten bits of mantissa are not what was asked for
     if options.workspace_mib:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
     if options.version_compatible:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 CONTRACT_VERSION = "1"
+QUANTISING = ("QuantizeLinear", "DequantizeLinear")
 KNOWN_PLANES = ("freespace", "ego")
 INPUT_NAME, OUTPUT_NAME = "image", "scores"
 KEY_VERSION, KEY_PLANES, KEY_RESIZE = "freespace.contract", "freespace.planes", "freespace.resize"
@@ -41,6 +42,7 @@ class ModelContract:
         input_size: (width, height) in pixels.
         batch: 1 where the file takes one image at a time, None where it takes any number.
         resize: how a frame is brought to ``input_size``.
+        quantised: whether it computes in int8 (Q/DQ nodes).
         resized: whether ``input_size`` is another than the file's own (`engine.graph.at_size`).
         metadata: every metadata property of the file.
     """
@@ -51,6 +53,7 @@ class ModelContract:
     input_size: tuple[int, int]
     batch: int | None
     resize: ResizeMode
+    quantised: bool = False
     resized: bool = False
     metadata: dict[str, str] = field(default_factory=dict)
 
@@ -112,8 +115,17 @@ def read_contract(path: Path) -> ModelContract:
     resize = metadata.get(KEY_RESIZE, "")
     if resize not in ("stretch", "letterbox"):
         raise ModelError(f"{path}: {KEY_RESIZE!r} is {resize!r}, wanted 'stretch' or 'letterbox'; export it again")
+    quantised = any(node.op_type in QUANTISING for node in model.graph.node)
     return ModelContract(
-        path, hashlib.sha256(data).hexdigest(), planes, (width, height), batch, cast(ResizeMode, resize), False, metadata
+        path,
+        hashlib.sha256(data).hexdigest(),
+        planes,
+        (width, height),
+        batch,
+        cast(ResizeMode, resize),
+        quantised,
+        False,
+        metadata,
     )
 
 

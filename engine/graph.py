@@ -10,12 +10,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from engine.contract import ModelContract, ModelError
+from engine.contract import QUANTISING, ModelContract, ModelError
 
 STAYS_FLOAT = {"Resize": (1, 2)}  # inputs that ONNX wants in float32 whatever the data are: region and scales
 FP16_LIMIT = 65504.0
 FP16_SMALLEST = 2.0**-24
-QUANTISING = ("QuantizeLinear", "DequantizeLinear")
 
 
 def as_fp16(model: onnx.ModelProto) -> onnx.ModelProto:

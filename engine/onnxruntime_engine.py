@@ -24,8 +24,7 @@ class OnnxRuntimeEngine(Engine):
         super().__init__(contract)
         import onnxruntime
 
-        if precision != "fp32":
-            raise ModelError(f"backend onnxruntime computes in fp32, not {precision}; use --backend openvino")
+        self.precision = precision
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.base import Engine
-from engine.contract import ModelContract, ModelError
+from engine.contract import EngineError, ModelContract, ModelError
 
-PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+STREAMS = 2
+PRECISIONS = {"fp32": "f32", "bf16": "bf16"}  # of what is not quantised
 
 
 class OpenVinoEngine(Engine):
     """Runs the ONNX file through OpenVINO, one image at a time with a fixed shape: its kernels are chosen for it.
 
-    ``precision="bf16"`` is faster on processors with AMX or AVX512-BF16 and no longer bit-close to the others.
+    A quantised file computes in int8, and what it keeps in float in bf16 where the processor has it. ``precision="bf16"`` is
+    faster on processors with AMX or AVX512-BF16 and no longer bit-close to the others. With a ``depth`` above 1 two frames
+    are inferred side by side, each on half of the cores, which wastes less of them than all of them on one.
     """
 
     name = "openvino"
 
-    def __init__(self, contract: ModelContract, precision: str = "fp32", threads: int = 0) -> None:
+    def __init__(self, contract: ModelContract, precision: str = "fp32", threads: int = 0, depth: int = 1) -> None:
         super().__init__(contract)
+        self.depth = depth
         import openvino
 
-        if precision not in PRECISIONS:
-            raise ModelError(f"backend openvino computes in {' or '.join(PRECISIONS)}, not {precision}")
-
-        options: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
-        }
+        arithmetic = precision
+        if precision == "int8":
+            arithmetic = "bf16" if native_bf16() else "fp32"
+        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": PRECISIONS[arithmetic]}
+        if depth > 1:
+            options["NUM_STREAMS"] = STREAMS
+        else:
+            options["PERFORMANCE_HINT"] = "LATENCY"
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
         try:
@@ -41,11 +47,36 @@ class OpenVinoEngine(Engine):
         except RuntimeError as error:
             raise ModelError(f"{contract.path}: OpenVINO cannot load it: {str(error).strip().splitlines()[-1]}") from error
         self.precision = precision
-        self._request: Any = compiled.create_infer_request()
+        self._requests: deque[Any] = deque(compiled.create_infer_request() for _ in range(depth))
 
     def infer(self, batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        rows = [self._request.infer([batch[i : i + 1]], share_inputs=True)[0] for i in range(len(batch))]
-        return np.concatenate(rows) if len(rows) > 1 else np.array(rows[0])
+        rows = [np.array(self._requests[0].infer([batch[i : i + 1]], share_inputs=True)[0]) for i in range(len(batch))]
+        return np.concatenate(rows) if len(rows) > 1 else rows[0]
+
+    def start(self, batch: NDArray[np.uint8]) -> Any:
+        if self.depth == 1 or len(batch) > 1:
+            return super().start(batch)
+        self._requests.rotate(-1)
+        self._requests[0].start_async([batch], share_inputs=True)
+        return self._requests[0]
+
+    def finish(self, work: Any) -> tuple[NDArray[np.uint8], float]:
+        if isinstance(work, tuple):
+            return super().finish(work)
+        try:
+            work.wait()
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO failed: {str(error).strip().splitlines()[-1]}") from error
+        return np.array(work.get_output_tensor().data), float(work.latency)
 
     def close(self) -> None:
-        self._request = None
+        for request in self._requests:
+            request.wait()
+        self._requests.clear()
+
+
+def native_bf16() -> bool:
+    """Whether OpenVINO finds bf16 arithmetic in this processor."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -24,7 +24,6 @@ from engine.cuda import launch
 from engine.cuda.compile import cubin
 from engine.cuda.driver import DeviceMemory, Gpu, Graph, Module, Stream, capturing, graph_driver
 from engine.cuda.resampling import resampling_tables
-from engine.graph import is_quantised
 from engine.plans import ANY_GPU, Say, Target, obtain_plan
 from engine.preprocess import PixelFormat, Resampling
 
@@ -392,9 +391,7 @@ class TensorRtRtxEngine(TensorRtEngine):
 def resolve_precision(precision: str, contract: ModelContract) -> str:
     if precision != "auto":
         return precision
-    import onnx
-
-    return "int8" if is_quantised(onnx.load(str(contract.path))) else "fp16"
+    return "int8" if contract.quantised else "fp16"
 
 
 def target_of(version: str, flavour: str, gpu: Gpu) -> Target:

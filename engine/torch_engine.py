@@ -27,8 +27,6 @@ class TorchEngine(Engine):
         import torch
         from onnx import numpy_helper
 
-        if precision != "fp32":
-            raise ModelError(f"backend torch computes in fp32, not {precision}")
         if threads:
             torch.set_num_threads(threads)
         graph = onnx.load(str(contract.path)).graph

@@ -60,12 +60,12 @@ def run_session(uri: str, config: Config, stop: threading.Event) -> bool:
 
 
 def open_configured(config: EngineConfig) -> Engine:
-    """The engine that the configuration names."""
+    """The engine that the configuration names, for a recording: each frame counts, none is waited for."""
     size = None
     if config.input_size:
         width, height = config.input_size.split("x")
         size = int(width), int(height)
-    return open_engine(config.model, config.backend, config.precision, config.threads, size, tell)
+    return open_engine(config.model, config.backend, config.precision, config.threads, size, throughput=True, say=tell)
 
 
 def print_problems(problems: list[str]) -> None:
