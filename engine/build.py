@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from engine.contract import EngineError, ModelContract, ModelError
-from engine.graph import as_fp16, is_quantised, load
+from engine.graph import as_fp16, is_quantised, is_symmetric, load
 from engine.tensorrt_api import keeps_timings, make_logger, network_flags
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -56,6 +56,8 @@ def prepare_onnx(contract: ModelContract, options: PlanOptions) -> bytes:
         if options.precision == "int8":
             raise ModelError(f"{contract.path}: int8 takes a model with Q/DQ nodes; 'freespace calibrate quantize' makes one")
         raise ModelError(f"{contract.path}: a quantised model is built with --precision int8")
+    if options.precision == "int8" and not is_symmetric(model):
+        raise ModelError(f"{contract.path}: TensorRT takes symmetric int8 only; quantise with --activations int8")
     if options.precision == "fp16":
         model = as_fp16(model)
     return bytes(model.SerializeToString())

@@ -61,6 +61,13 @@ def is_quantised(model: onnx.ModelProto) -> bool:
     return any(node.op_type in QUANTISING for node in model.graph.node)
 
 
+def is_symmetric(model: onnx.ModelProto) -> bool:
+    """Whether all zero points of a quantised graph are zero, and signed: TensorRT takes no others."""
+    constants = {t.name: t for t in model.graph.initializer}
+    points = [constants[n.input[2]] for n in model.graph.node if n.op_type in QUANTISING and len(n.input) > 2]
+    return all(t.data_type == TensorProto.INT8 and not numpy_helper.to_array(t).any() for t in points)
+
+
 def with_input(model: onnx.ModelProto, size: tuple[int, int], batch: int) -> onnx.ModelProto:
     """A copy for inputs of ``size`` (width, height), ``batch`` images at a time, all dimensions fixed.
 

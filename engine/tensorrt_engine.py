@@ -361,12 +361,11 @@ class TensorRtEngine(Engine):
             gpu = self._gpu
             with suppress(EngineError), gpu.current():
                 self._wait_for_device()
-                for buffers in self._sets:
-                    buffers.free()
-                self._free_tables()
-                self._sets.clear()
                 self._free.clear()
                 self._running.clear()
+                while self._sets:  # nameless: its events and page-locked memory go while the context is current, or never
+                    self._sets.pop().free()
+                self._free_tables()
                 self._pinned.clear()
                 self._context = None  # before its engine, and that before its runtime
                 self._engine = None

@@ -613,15 +613,13 @@ def probe_torch(machine: Machine, limit_s: float) -> Finding:
         usable = "" if not found["cuda"] else ", sees a GPU" if found["usable"] else ", sees no GPU"
         return Finding("torch", "ok", f"{found['version']}, {built}{usable}")
 
-    # For training and as the reference of `freespace parity`; on a Jetson the CPU build does for the latter.
-    package = "torch" if machine.gpu and not machine.jetson else "torch --index-url https://download.pytorch.org/whl/cpu"
     return library(
         "torch",
         limit_s,
         meaning,
         wanted=False,
-        install=f"pip install {package}",
-        mend=f"pip install --force-reinstall {package}",
+        install="pip install torch",
+        mend="pip install --force-reinstall torch",
         unused="for training and 'parity' only",
     )
 

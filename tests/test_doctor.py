@@ -489,7 +489,7 @@ def test_a_gpu_on_the_bus(tmp_path: Path) -> None:
 NVCC, ROS2 = "sudo apt install nvidia-cuda-toolkit", "pip install 'ros-kilted-rclpy[fastrtps]'"
 PYCUDA, TORCH_CPU = (
     "CUDA_ROOT=/usr/local/cuda pip install pycuda",
-    "pip install torch --index-url https://download.pytorch.org/whl/cpu",
+    "pip install torch",
 )
 ROS2_DOCS, JETPACK = "install ROS 2 as https://docs.ros.org says", "sudo apt install nvidia-jetpack"
 FIXED = ["driver", "tensorrt", "pycuda", "nvcc", "torch", "ros2"]

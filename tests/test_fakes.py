@@ -207,7 +207,7 @@ def test_from_an_onnx_file_to_scores(monkeypatch: pytest.MonkeyPatch, release: s
     del runtime
     del stream, image, scores, logger
     gc.collect()
-    cuda.Context.pop()
+    fakes.libcuda.cuCtxPopCurrent_v2(None)  # PyCUDA's `detach` leaves it on the driver's stack
     owner.detach()
     order = [kind for kind in fakes.trt.destroyed if kind in ("IExecutionContext", "ICudaEngine", "Runtime")]
     assert order == ["IExecutionContext", "ICudaEngine", "Runtime"]

@@ -26,9 +26,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import road_image, write_model
 from cuda_host import HostModule, host_compiler, host_kernels, kernel_names
+from fakes import CudaError, Knobs, make_tensorrt
 from numpy.typing import NDArray
 
+from engine import read_contract, tensorrt_engine
 from engine.contract import EngineError, ModelError, ResizeMode
 from engine.cuda import launch
 from engine.cuda.driver import Gpu, Module, Stream, capturing, graph_driver
@@ -581,8 +584,6 @@ class Device:
         libcuda().cuCtxSynchronize()
 
     def enqueue(self, handle: int, name: str, run: Callable[[], None], routine: str) -> None:
-        from fakes import CudaError
-
         self._calls.append(self._kind(lambda _: run()))
         code = libcuda().cuLaunchHostFunc(ctypes.c_void_p(handle), self._calls[-1], None)
         if code:
@@ -595,11 +596,6 @@ class Device:
 @contextmanager
 def engines(**knobs: Any) -> Iterator[Callable[..., Any]]:
     """Opens `TensorRtEngine`s on the model of `conftest.write_model`; TensorRT's knobs are those of the fakes."""
-    from conftest import write_model
-    from fakes import Knobs, make_tensorrt
-
-    from engine import read_contract, tensorrt_engine
-
     set_knobs = Knobs(**knobs)
     sys.modules["tensorrt"] = make_tensorrt("11.4", Device(), set_knobs)  # type: ignore[arg-type]
     tensorrt_engine.cubin = lambda arch: cubin()
@@ -612,14 +608,8 @@ def engines(**knobs: Any) -> Iterator[Callable[..., Any]]:
     assert not any(set_knobs.live.values())
 
 
-def quadrants(width: int, height: int) -> NDArray[np.uint8]:
-    from conftest import road_image
-
-    return road_image(width, height)
-
-
 def is_right(scores: NDArray[np.uint8]) -> bool:
-    """Of `quadrants`: freespace below, ego below on the right."""
+    """Of `conftest.road_image`: freespace below, ego below on the right."""
     wanted = np.zeros((1, 2, 32, 64), bool)
     wanted[:, 0, 16:], wanted[:, 1, 16:, 32:] = True, True
     return bool(np.array_equal(scores > 127, wanted))
@@ -628,7 +618,7 @@ def is_right(scores: NDArray[np.uint8]) -> bool:
 @on_the_stand_in()
 def test_the_engine() -> None:
     """Frames of several sizes, with and without a graph, two on their way, in camera formats; closed by another thread."""
-    images = [quadrants(*size) for size in ((64, 32), (640, 320), (128, 64), (1280, 640))]
+    images = [road_image(*size) for size in ((64, 32), (640, 320), (128, 64), (1280, 640))]
     yuyv = np.full((64, 128, 2), 128, np.uint8)
     with engines() as open_engine:
         engine = open_engine()
@@ -658,8 +648,8 @@ def test_the_engine_beside_another_user_of_the_context() -> None:
     with engines() as open_engine, opened():
         with open_engine() as engine:
             for _ in range(4):
-                assert is_right(engine.segment([quadrants(128, 64)]).values)
-            engine.submit([quadrants(64, 32)])
+                assert is_right(engine.segment([road_image(128, 64)]).values)
+            engine.submit([road_image(64, 32)])
         assert alive() == {"retained": 1}
 
 
@@ -670,7 +660,7 @@ def test_the_engine_without_graphs() -> None:
     with engines(uncapturable=True) as open_engine:
         with open_engine(say=said.append) as engine:
             for _ in range(5):
-                assert is_right(engine.segment([quadrants(128, 64)]).values)
+                assert is_right(engine.segment([road_image(128, 64)]).values)
         assert alive() == {}
     assert [line for line in said if "without CUDA graphs" in line] == said[1:]
     assert len(said) == 2
@@ -681,8 +671,9 @@ def test_the_engine_with_too_little_memory() -> None:
     with engines() as open_engine:
         with open_engine() as engine:
             for _ in range(3):
-                fails(EngineError, "out of memory", lambda: engine.segment([quadrants(640, 320)]))
-                assert is_right(engine.segment([quadrants(64, 32)]).values)
+                fails(EngineError, "out of memory", lambda: engine.segment([road_image(640, 320)]))
+                for _ in range(2):  # on both sets of buffers
+                    assert is_right(engine.segment([road_image(64, 32)]).values)
         assert alive() == {}
 
 

@@ -10,15 +10,17 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from engine import DEFAULT_MODEL, read_contract, tensorrt_api
+from calibration.quantization import QuantisationOptions, quantise
+from engine import DEFAULT_INT8, DEFAULT_MODEL, read_contract, tensorrt_api
 from engine.build import BuildCancelled, PlanOptions, build_plan, prepare_onnx
 from engine.contract import ModelError
 from engine.graph import at_size
+from perception.synthetic import render, scene_from_uri
 
 if tensorrt_api.module_name("tensorrt_rtx") is None:
     pytest.skip("TensorRT for RTX is not installed (x86-64 only)", allow_module_level=True)
 
-MODELS = sorted(DEFAULT_MODEL.parent.glob("*.onnx"))
+MODELS = [path for path in sorted(DEFAULT_MODEL.parent.glob("*.onnx")) if not read_contract(path).quantised]
 TARGETS = [(7, 5), (8, 6), (8, 9), (12, 0)]
 
 
@@ -41,6 +43,22 @@ def test_shipped_models_compile(model: Path, target: tuple[int, int], precision:
     assert len(plan) > weights * (2 if precision == "fp16" else 4), "the weights are in it"
     assert timings == b"", "this flavour has none"
     assert phases, "the build said how far it was"
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: f"sm{t[0]}{t[1]}")
+def test_shipped_models_compile_in_int8(target: tuple[int, int], tmp_path: Path) -> None:
+    trt = tensorrt_api.load("tensorrt_rtx")
+    scene = scene_from_uri("synthetic://traffic?size=640x360")
+    frames = [render(scene, 5 * i).image for i in range(8)]
+    path = tmp_path / "int8.onnx"
+    onnx.save(quantise(read_contract(DEFAULT_MODEL), frames, QuantisationOptions(activations="int8")), str(path))
+    options = PlanOptions("int8", compute_capabilities=(target,))
+    assert build_plan(trt, prepare_onnx(read_contract(path), options), options)[0]
+
+
+def test_the_file_for_processors_is_refused() -> None:
+    with pytest.raises(ModelError, match="--activations int8"):
+        prepare_onnx(read_contract(DEFAULT_INT8), PlanOptions("int8"))
 
 
 def test_sizes_and_batches_compile() -> None:

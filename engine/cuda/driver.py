@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
@@ -49,14 +49,17 @@ class Gpu:
     """
 
     def __init__(self, ordinal: int = 0) -> None:
-        """Raises `ModelError`: no PyCUDA, no driver, no such GPU."""
+        """Raises `ModelError`: no PyCUDA, no driver, no such GPU; `EngineError`: it cannot be had."""
         self.cuda = import_driver()
         if not 0 <= ordinal < self.cuda.Device.count():
             raise ModelError(f"GPU {ordinal}: this machine has {self.cuda.Device.count()}")
         device = self.cuda.Device(ordinal)
         self.name: str = device.name()
         self.compute_capability: tuple[int, int] = tuple(device.compute_capability())
-        self._context: Any = device.retain_primary_context()
+        try:
+            self._context: Any = device.retain_primary_context()
+        except self.cuda.Error as error:  # another process has it for itself, or there is no memory for a context
+            raise EngineError(f"{self.name}: {error}") from error
 
     @property
     def architecture(self) -> str:
@@ -96,9 +99,14 @@ class Gpu:
         return int(self.cuda.mem_get_info()[0])
 
     def close(self) -> None:
-        """Let go of the context. Safe to call twice."""
+        """Let go of the context, on any thread. Safe to call twice."""
         if self._context is not None:
             context, self._context = self._context, None
+            # PyCUDA releases a context that is not current on its own thread only, silently, and one that is current stays on
+            # the driver's stack. So: current for PyCUDA, not for the driver.
+            with suppress(self.cuda.Error):  # of a device that is lost
+                context.push()
+                ctypes.CDLL("libcuda.so.1").cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
             context.detach()
 
 
@@ -112,7 +120,7 @@ class DeviceMemory:
 
     def free(self) -> None:
         if self._allocation is not None:
-            allocation, self._allocation = self._allocation, None
+            allocation, self._allocation, self.nbytes = self._allocation, None, 0
             allocation.free()
 
 
@@ -184,15 +192,15 @@ def capturing(stream: Stream, driver: Any) -> Iterator[list[Graph]]:
     graphs: list[Graph] = []
     handle = ctypes.c_void_p(stream.handle)
     check(driver.cuStreamBeginCapture_v2(handle, THREAD_LOCAL_CAPTURE), "cuStreamBeginCapture")
-    failed = True
+    captured = ctypes.c_void_p()
     try:
         yield graphs
-        failed = False
-    finally:
-        captured = ctypes.c_void_p()
-        code = driver.cuStreamEndCapture(handle, ctypes.byref(captured))  # in any case, or the stream stays unusable
-        if not failed:
-            check(code, "cuStreamEndCapture")
+    except BaseException:
+        driver.cuStreamEndCapture(handle, ctypes.byref(captured))  # or the stream stays unusable
+        if captured:
+            driver.cuGraphDestroy(captured)
+        raise
+    check(driver.cuStreamEndCapture(handle, ctypes.byref(captured)), "cuStreamEndCapture")
     executable = ctypes.c_void_p()
     code = driver.cuGraphInstantiateWithFlags(ctypes.byref(executable), captured, ctypes.c_ulonglong(0))
     driver.cuGraphDestroy(captured)

@@ -57,12 +57,17 @@ class FakeLibcuda:
         self.graphs: dict[int, list[Operation]] = {}
         self.executables: dict[int, list[Operation]] = {}
         self.launches = 0
+        self.cuCtxPopCurrent_v2 = Entry(self._pop, 1)
         self.cuStreamBeginCapture_v2 = Entry(self._begin, 2)
         self.cuStreamEndCapture = Entry(self._end, 2)
         self.cuGraphInstantiateWithFlags = Entry(self._instantiate, 3)
         self.cuGraphLaunch = Entry(self._launch, 2)
         self.cuGraphExecDestroy = Entry(self._destroy_executable, 1)
         self.cuGraphDestroy = Entry(self._destroy_graph, 1)
+
+    def _pop(self, context: Any) -> None:
+        self._gpu.check("cuCtxPopCurrent", lost_too=True)
+        self._gpu.current()._popped = True
 
     def _begin(self, stream: int, mode: int) -> None:
         self._gpu.require("cuStreamBeginCapture")

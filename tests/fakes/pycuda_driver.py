@@ -125,6 +125,7 @@ def make_pycuda(gpu: Gpu) -> ModuleType:
     class Context:
         _valid = False
         _thread = 0
+        _popped = False  # by the driver's own call, so that PyCUDA's stack alone has it
 
         @property
         def handle(self) -> int:
@@ -147,9 +148,14 @@ def make_pycuda(gpu: Gpu) -> ModuleType:
         def detach(self) -> None:
             if not self._valid:
                 raise CudaError("context::detach", 201, "cannot detach from invalid context")
-            if gpu.current() is self or self._thread == threading.get_ident():  # else PyCUDA leaks the context
+            current = gpu.current() is self
+            if current or self._thread == threading.get_ident():  # else PyCUDA leaks the context
                 gpu.released_with.append(gpu.live_bytes)
                 gpu.retained -= 1
+            if not current and self._thread == threading.get_ident():
+                gpu.stack().append(self)  # PyCUDA pushes it and leaves it there
+            if current and self._popped:
+                gpu.stack().pop()
             self._valid = False
 
         @staticmethod
