@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -15,8 +16,11 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("eng
 
 
 def known_options() -> dict[str, set[str]]:
-    group = typer.main.get_command(app)
-    return {name: {o for p in command.params for o in p.opts} | {"--help"} for name, command in group.commands.items()}
+    def options(command: Any) -> set[str]:
+        own = {o for p in command.params for o in p.opts} | {"--help"}
+        return own.union(*(options(c) for c in getattr(command, "commands", {}).values()))
+
+    return {name: options(command) for name, command in typer.main.get_command(app).commands.items()}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
