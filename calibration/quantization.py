@@ -109,7 +109,8 @@ def quantise(
             }
         ),
     }
-    free_batch(quantised)
+    if contract.batch is None:
+        free_batch(quantised)
     onnx.helper.set_model_props(quantised, metadata)
     onnx.checker.check_model(quantised)
     return quantised

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.contract import EngineError, ModelContract, ModelError, read_contract
+from engine.contract import ModelContract, ModelError, read_contract
 
 if TYPE_CHECKING:
     from engine.base import Engine
@@ -100,7 +100,8 @@ def open_engine(
         needed = " and ".join(missing(backend))
         raise ModelError(f"backend {backend} needs {needed}, which is not installed; see 'freespace doctor'")
     failed: list[str] = []
-    for name in candidates(precision) if backend == "auto" else [backend]:
+    names = candidates(precision, model is None, say) if backend == "auto" else [backend]
+    for name in names:
         wanted, reason = (precision, "as asked") if backend != "auto" else native_precision(name, model, precision)
         contract = choose_model(model, name, wanted)
         if input_size:
@@ -109,8 +110,8 @@ def open_engine(
             contract = at_size(contract, input_size)
         try:
             engine = open_backend(contract, name, wanted, threads, throughput, say)
-        except (ModelError, EngineError) as error:
-            if backend != "auto" or not BACKENDS[name].gpu:
+        except Exception as error:  # whatever a library of a broken installation throws
+            if name == names[-1] or (isinstance(error, ModelError) and not BACKENDS[name].gpu):
                 raise
             failed.append(f"{name} failed")
             say(f"backend {name} does not work, trying the next one: {error}")
@@ -159,16 +160,25 @@ def open_backend(contract: ModelContract, name: str, precision: str, threads: in
 
 def choose_backend(precision: str = "auto") -> tuple[str, str]:
     """(backend, reason): what ``auto`` tries first here. Raises `ModelError` where nothing can compute in ``precision``."""
-    names = candidates(precision)
+    names = candidates(precision, True)
     if not names:
         raise nothing_for(precision)
     return names[0], REASON
 
 
-def candidates(precision: str) -> list[str]:
-    """The backends that ``auto`` tries, best first."""
-    able = [name for name in AUTO if precision in ("auto", *BACKENDS[name].precisions)]
-    return [name for name in able if installed(name) and not usable(name)]
+def candidates(precision: str, shipped: bool, say: Say = lambda line: None) -> list[str]:
+    """The backends that ``auto`` tries, best first; of the shipped models, the one in int8 is for processors."""
+    names: list[str] = []
+    for name in AUTO:
+        gpu = BACKENDS[name].gpu
+        if precision not in ("auto", *BACKENDS[name].precisions) or (gpu and shipped and precision == "int8"):
+            continue
+        if installed(name):
+            if problem := usable(name):
+                say(f"backend {name} is installed and cannot be used: {problem}")
+            else:
+                names.append(name)
+    return names
 
 
 def nothing_for(precision: str) -> ModelError:

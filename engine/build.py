@@ -86,9 +86,11 @@ def build_plan(
         BuildCancelled: ``progress`` said so.
     """
     logger = make_logger(trt)
-    builder = trt.Builder(logger)
-    if builder is None:
-        raise EngineError(f"TensorRT gives no builder: {logger.said()}")
+    logger.errors.clear()
+    try:
+        builder = trt.Builder(logger)
+    except TypeError as error:  # what the bindings make of a null pointer
+        raise EngineError(f"TensorRT does not start, is the driver new enough for it? {logger.said()}") from error
     network = builder.create_network(network_flags(trt))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(source):

@@ -40,7 +40,10 @@ def as_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     for value in half.graph.value_info:
         if value.type.tensor_type.elem_type == TensorProto.FLOAT and value.name not in kept:
             value.type.tensor_type.elem_type = TensorProto.FLOAT16
-    onnx.checker.check_model(half, full_check=True)
+    try:
+        onnx.checker.check_model(half, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(f"the model does not become a valid one in float16: {first_line(error)}") from error
     return half
 
 
@@ -64,8 +67,11 @@ def is_quantised(model: onnx.ModelProto) -> bool:
 def is_symmetric(model: onnx.ModelProto) -> bool:
     """Whether all zero points of a quantised graph are zero, and signed: TensorRT takes no others."""
     constants = {t.name: t for t in model.graph.initializer}
-    points = [constants[n.input[2]] for n in model.graph.node if n.op_type in QUANTISING and len(n.input) > 2]
-    return all(t.data_type == TensorProto.INT8 and not numpy_helper.to_array(t).any() for t in points)
+    constants |= {
+        n.output[0]: a.t for n in model.graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"
+    }
+    points = [constants.get(n.input[2]) for n in model.graph.node if n.op_type in QUANTISING and len(n.input) > 2]
+    return all(t is not None and t.data_type == TensorProto.INT8 and not numpy_helper.to_array(t).any() for t in points)
 
 
 def with_input(model: onnx.ModelProto, size: tuple[int, int], batch: int) -> onnx.ModelProto:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.base import Engine
-from engine.contract import INPUT_NAME, OUTPUT_NAME, ModelContract, ModelError
+from engine.contract import INPUT_NAME, OUTPUT_NAME, EngineError, ModelContract, ModelError
 from engine.graph import load
 
 
@@ -36,7 +36,10 @@ class OnnxRuntimeEngine(Engine):
             raise ModelError(f"{contract.path}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from error
 
     def infer(self, batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return np.asarray(self._session.run([OUTPUT_NAME], {INPUT_NAME: batch})[0])
+        try:
+            return np.asarray(self._session.run([OUTPUT_NAME], {INPUT_NAME: batch})[0])
+        except Exception as error:  # its exception types are private
+            raise EngineError(f"ONNX Runtime failed: {str(error).splitlines()[0]}") from error
 
     def close(self) -> None:
         self._session = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -50,29 +52,40 @@ class OpenVinoEngine(Engine):
         self._requests: deque[Any] = deque(compiled.create_infer_request() for _ in range(depth))
 
     def infer(self, batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        rows = [np.array(self._requests[0].infer([batch[i : i + 1]], share_inputs=True)[0]) for i in range(len(batch))]
+        self._requests.rotate(-1)
+        with failures():
+            rows = [np.array(self._requests[0].infer([batch[i : i + 1]], share_inputs=True)[0]) for i in range(len(batch))]
         return np.concatenate(rows) if len(rows) > 1 else rows[0]
 
     def start(self, batch: NDArray[np.uint8]) -> Any:
         if self.depth == 1 or len(batch) > 1:
             return super().start(batch)
         self._requests.rotate(-1)
-        self._requests[0].start_async([batch], share_inputs=True)
+        with failures():
+            self._requests[0].start_async([batch], share_inputs=True)
         return self._requests[0]
 
     def finish(self, work: Any) -> tuple[NDArray[np.uint8], float]:
         if isinstance(work, tuple):
             return super().finish(work)
-        try:
+        with failures():
             work.wait()
-        except RuntimeError as error:
-            raise EngineError(f"OpenVINO failed: {str(error).strip().splitlines()[-1]}") from error
         return np.array(work.get_output_tensor().data), float(work.latency)
 
     def close(self) -> None:
         for request in self._requests:
-            request.wait()
+            with suppress(RuntimeError):  # what it was working on is not wanted any more
+                request.wait()
         self._requests.clear()
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """OpenVINO's exceptions as `EngineError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise EngineError(f"OpenVINO failed: {str(error).strip().splitlines()[-1]}") from error
 
 
 def native_bf16() -> bool:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from engine import BACKENDS, installed, usable
 from engine.base import Engine
+from engine.contract import EngineError, ModelError
 
 HALF = 127  # scores above it are drivable
 
@@ -83,12 +84,21 @@ def compare(images: Iterable[NDArray[np.uint8]], open_backend: Callable[[str], E
     """Scores of every backend that works here against the reference (torch, else the first one) on ``images``.
 
     Raises:
-        ModelError: a backend cannot load the model.
+        ModelError: no backend can load the model.
     """
-    left_out = {name: usable(name) for name in BACKENDS if installed(name) and usable(name)}
-    names = sorted((n for n in BACKENDS if installed(n) and n not in left_out), key=lambda n: n != "torch")
+    left_out: dict[str, str] = {}
+    engines: list[Engine] = []
     with ExitStack() as stack:
-        reference, *others = [stack.enter_context(open_backend(name)) for name in names]
+        for name in sorted(filter(installed, BACKENDS), key=lambda name: name != "torch"):
+            try:
+                if problem := usable(name):
+                    raise ModelError(problem)
+                engines.append(stack.enter_context(open_backend(name)))
+            except (ModelError, EngineError) as error:
+                left_out[name] = str(error)
+        if not engines:
+            raise ModelError("; ".join(f"{name}: {reason}" for name, reason in left_out.items()))
+        reference, *others = engines
         rows = [Parity(engine.name, engine.precision) for engine in others]
         for image in images:
             wanted = reference.segment([image]).values[0]

@@ -6,6 +6,7 @@ strong typing is a flag, later it is the only way.
 
 from __future__ import annotations
 
+import functools
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -41,8 +42,9 @@ def load(flavour: str = "tensorrt") -> ModuleType:
     return trt
 
 
+@functools.cache  # TensorRT wants the same one for all it makes in a process
 def make_logger(trt: ModuleType) -> Any:
-    """An ``ILogger`` that keeps the last errors: ``logger.said()`` is their text, for an exception's message."""
+    """The ``ILogger`` of this process: keeps the last errors, and ``said()`` gives them up as the text of an exception."""
 
     class Listener(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -54,7 +56,8 @@ def make_logger(trt: ModuleType) -> Any:
                 self.errors = [*self.errors, message.strip()][-MESSAGES_KEPT:]
 
         def said(self) -> str:
-            return "; ".join(self.errors) or "TensorRT gave no reason"
+            errors, self.errors = self.errors, []
+            return "; ".join(errors) or "TensorRT gave no reason"
 
     return Listener()
 

@@ -24,7 +24,7 @@ from engine.cuda import launch
 from engine.cuda.compile import cubin
 from engine.cuda.driver import DeviceMemory, Gpu, Graph, Module, Stream, capturing, graph_driver
 from engine.cuda.resampling import resampling_tables
-from engine.plans import ANY_GPU, Say, Target, obtain_plan
+from engine.plans import ANY_GPU, Plan, Say, Target, obtain_plan
 from engine.preprocess import PixelFormat, Resampling
 
 SETS = 2
@@ -51,9 +51,9 @@ class BufferSet:
     def reserve(self, nbytes: int) -> None:
         """Room for the frames of a batch; never called while the set is in use."""
         if self.frames.nbytes < nbytes:
-            self.frames.free()
-            self.frames = self._gpu.allocate(nbytes)
             self.staging = self._gpu.pinned((nbytes,))
+            self.frames.free()  # holds nothing from here on, should the next line fail
+            self.frames = self._gpu.allocate(nbytes)
 
     def timings(self) -> EngineTimings:
         return EngineTimings(
@@ -126,31 +126,47 @@ class TensorRtEngine(Engine):
         self._gpu: Gpu | None = Gpu(ordinal)
         try:
             self.device = self._gpu.name
-            plan = obtain_plan(trt, contract, options, target_of(trt.__version__, self.name, self._gpu), say=say)
-            kernels = cubin(self._gpu.architecture)
-            with self._gpu.current():
-                self._load(trt, plan.data, options, kernels)
+            kernels = cubin(self._gpu.architecture)  # before the plan, which takes much longer
+            target = target_of(trt.__version__, self.name, self._gpu)
+            with self._gpu.current():  # for the build as well, or it would be for the first GPU
+                plan = obtain_plan(trt, contract, options, target, say=say)
+                if not self._load_plan(trt, plan):
+                    if plan.built:
+                        raise EngineError(f"TensorRT cannot load the plan: {self._logger.said()}")
+                    say(f"TensorRT cannot load the plan: {self._logger.said()}")
+                    if not self._load_plan(trt, obtain_plan(trt, contract, options, target, say=say, force=True)):
+                        raise EngineError(f"TensorRT cannot load the plan: {self._logger.said()}")
+                self._prepare(kernels)
         except BaseException:
             self.close()
             raise
 
-    def _load(self, trt: ModuleType, plan: bytes, options: PlanOptions, kernels: bytes) -> None:
-        gpu = self._open_gpu()
-        self._runtime = trt.Runtime(self._logger)
-        if options.dla_core >= 0:
-            self._runtime.DLA_core = options.dla_core
-        if options.version_compatible:
+    def _load_plan(self, trt: ModuleType, plan: Plan) -> bool:
+        """Whether TensorRT takes the plan."""
+        self._logger.errors.clear()
+        try:
+            self._runtime = trt.Runtime(self._logger)
+        except TypeError as error:  # what the bindings make of a null pointer
+            raise EngineError(f"TensorRT does not start, is the driver new enough for it? {self._logger.said()}") from error
+        if plan.dla_core >= 0:
+            self._runtime.DLA_core = plan.dla_core
+        if plan.version_compatible:
             self._runtime.engine_host_code_allowed = True
-        self._engine = self._runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
-            raise EngineError(f"TensorRT cannot load the plan: {self._logger.said()}")
+        self._engine = self._runtime.deserialize_cuda_engine(plan.data)
+        return self._engine is not None
+
+    def _prepare(self, kernels: bytes) -> None:
+        gpu = self._open_gpu()
         names = {self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)}
         if names != {INPUT_NAME, OUTPUT_NAME}:
             raise EngineError(f"the plan has the tensors {', '.join(sorted(names))}, wanted {INPUT_NAME} and {OUTPUT_NAME}")
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise EngineError(f"TensorRT gives no execution context: {self._logger.said()}")
-        self._kernels = gpu.module(kernels)
+        try:
+            self._kernels = gpu.module(kernels)
+        except gpu.cuda.Error:  # cut short when the power went, or from a compiler that is too new for the driver
+            self._kernels = gpu.module(cubin(gpu.architecture, fresh=True))
         self._copying, self._computing = gpu.stream(), gpu.stream()
         shapes = [tuple(self._engine.get_tensor_shape(name)) for name in (INPUT_NAME, OUTPUT_NAME)]
         for _ in range(SETS):
@@ -240,6 +256,9 @@ class TensorRtEngine(Engine):
         offsets = np.cumsum([0, *(-(-image.nbytes // ALIGNMENT) * ALIGNMENT for image in images)]).tolist()
         buffers.reserve(offsets[-1])
         sources = [self._stage(buffers, image, offset) for image, offset in zip(images, offsets, strict=False)]
+        if len(self._tables) + len(images) > TABLES_KEPT:
+            computing.synchronize()  # kernels on their way may be reading them
+            self._free_tables()
         tables = [self._tables_for(resampling) for resampling in resamplings]
         buffers.stage_ms = (time.perf_counter_ns() - started) / 1e6
         buffers.resamplings = resamplings
@@ -272,8 +291,6 @@ class TensorRtEngine(Engine):
 
     def _tables_for(self, resampling: Resampling) -> launch.DeviceTables:
         if resampling not in self._tables:
-            if len(self._tables) >= TABLES_KEPT and not self._running:
-                self._free_tables()
             tables = resampling_tables(resampling)
             block = tables.block()
             memory = self._open_gpu().allocate(block.nbytes)
@@ -323,6 +340,7 @@ class TensorRtEngine(Engine):
         buffers.warm = True
 
     def _execute(self, stream: Stream) -> None:
+        self._logger.errors.clear()
         if not self._context.execute_async_v3(stream.handle):
             raise EngineError(f"TensorRT cannot run the plan: {self._logger.said()}")
 
@@ -359,20 +377,29 @@ class TensorRtEngine(Engine):
             if self._gpu is None:
                 return
             gpu = self._gpu
-            with suppress(EngineError), gpu.current():
-                self._wait_for_device()
-                self._free.clear()
-                self._running.clear()
-                while self._sets:  # nameless: its events and page-locked memory go while the context is current, or never
-                    self._sets.pop().free()
-                self._free_tables()
-                self._pinned.clear()
-                self._context = None  # before its engine, and that before its runtime
-                self._engine = None
-                self._runtime = None
-                self._kernels = self._copying = self._computing = None
-            self._gpu = None
-            gpu.close()
+            try:
+                with gpu.current():
+                    self._wait_for_device()
+                    self._free.clear()
+                    self._running.clear()
+                    while self._sets:  # nameless: its events and page-locked memory go while the context is current, or never
+                        self._sets.pop().free()
+                    self._free_tables()
+                    self._pinned.clear()
+                    self._forget()
+            except Exception as error:  # of a device that is lost: there is nothing left to free
+                self._say(f"{self.name} could not be closed properly: {error}")
+            finally:
+                self._forget()
+                self._gpu = None
+                gpu.close()
+
+    def _forget(self) -> None:
+        """Let go of TensorRT's objects, each before what it came from."""
+        self._context = None
+        self._engine = None
+        self._runtime = None
+        self._kernels = self._copying = self._computing = None
 
     def _wait_for_device(self) -> None:
         for stream in (self._copying, self._computing):
@@ -395,4 +422,6 @@ def resolve_precision(precision: str, contract: ModelContract) -> str:
 
 def target_of(version: str, flavour: str, gpu: Gpu) -> Target:
     """What a plan for ``gpu`` is bound to."""
-    return Target(flavour, version, ANY_GPU if flavour == "tensorrt_rtx" else gpu.name, gpu.compute_capability)
+    if flavour == "tensorrt_rtx":
+        return Target(flavour, version, ANY_GPU, gpu.compute_capability)
+    return Target(flavour, version, gpu.name, gpu.compute_capability, gpu.multiprocessors)

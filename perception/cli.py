@@ -33,7 +33,10 @@ app = typer.Typer(
 Backend = Annotated[Optional[str], typer.Option(help="auto, tensorrt, tensorrt_rtx, openvino, onnxruntime or torch.")]
 Model = Annotated[Optional[str], typer.Option(help="Model file (.onnx); the shipped one by default.")]
 InputSize = Annotated[Optional[str], typer.Option(help="WIDTHxHEIGHT of the network's input; the file's own by default.")]
-Precision = Annotated[Optional[str], typer.Option(help="auto, fp32, bf16 (openvino), fp16 or int8 (tensorrt).")]
+Precision = Annotated[
+    Optional[str],
+    typer.Option(help="auto, fp32, bf16 (openvino), fp16 (tensorrt) or int8; auto is fp32 for a named CPU backend."),
+]
 
 
 def main() -> None:
@@ -159,21 +162,25 @@ def parity(
     tolerance: Annotated[int, typer.Option(help="Largest difference allowed, grey levels of 255.", min=0)] = 2,
 ) -> None:
     """Compare the scores of every backend that works here with those of the torch reference, pixel by pixel."""
-    from engine import BACKENDS, open_engine
+    from engine import BACKENDS, DEFAULT_MODEL, open_engine, read_contract
     from engine.parity import compare
     from perception.capture import Selection, open_source
 
     if not any(precision in backend.precisions for backend in BACKENDS.values()):
         raise BadInput(f"no backend computes in {precision!r}")
 
+    quantised = read_contract(Path(model) if model else DEFAULT_MODEL).quantised
+
     def open_backend(name: str) -> Engine:
-        return open_engine(model, name, precision if precision in BACKENDS[name].precisions else "fp32", say=tell)
+        wanted = precision if precision in BACKENDS[name].precisions else "fp32"
+        return open_engine(model, name, "int8" if quantised else wanted, say=tell)
 
     with open_source(source, Selection(every=every)) as frames:
         comparison = compare((f.image for f in frames.frames()), open_backend)
         problems = frames.problems
     if not comparison.rows:
-        raise BadInput("only one backend works here, there is nothing to compare it with")
+        reasons = "".join(f"; {name}: {reason}" for name, reason in comparison.left_out.items())
+        raise BadInput(f"only one backend works here, there is nothing to compare it with{reasons}")
     if not comparison.rows[0].frames:
         raise BadInput(f"{source}: no frames to compare on{': ' + problems[0] if problems else ''}")
     print(comparison)
@@ -325,11 +332,18 @@ def evaluate(
 
     if report:
         check_output(report, overwrite)
-    with missing_files(), open_engine(model, backend or "auto", precision or "fp32") as engine:
+    with missing_files(), open_engine(model, backend or "auto", precision or float_or_int8(model)) as engine:
         rows = evaluate_model(engine, data, split)
     print_report(rows, split, engine)
     if report:
         write_report(report, rows, split, engine)
+
+
+def float_or_int8(model: str | None) -> str:
+    """The most accurate precision of a model file."""
+    from engine import DEFAULT_MODEL, read_contract
+
+    return "int8" if read_contract(Path(model) if model else DEFAULT_MODEL).quantised else "fp32"
 
 
 @app.command()

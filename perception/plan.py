@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from engine import tensorrt_api
-from engine.build import PlanOptions
+from engine.build import BuildCancelled, PlanOptions
 from engine.contract import ModelContract, ModelError
 from engine.plans import ANY_GPU, Plan, Target, obtain_plan
 from perception.errors import FreespaceError, tell
@@ -29,11 +29,22 @@ def build(
     trt = tensorrt_api.load(flavour)
     target = find_target(flavour, trt.__version__, options)
     started = time.perf_counter()
-    with progress_bar() as progress:
-        plan = obtain_plan(trt, contract, options, target, say=tell, progress=progress, force=force, timing_cache=timing_cache)
+    with progress_bar() as progress, interrupted():
+        plan = obtain_plan(
+            trt, contract, options, target, say=tell, progress=progress, exact=True, force=force, timing_cache=timing_cache
+        )
     if plan.path is None:
         raise FreespaceError("the plan was built and could not be kept")
     print(describe(plan, time.perf_counter() - started))
+
+
+@contextmanager
+def interrupted() -> Iterator[None]:
+    """Nobody stops this build but Ctrl-C, which TensorRT turns into a cancelled build."""
+    try:
+        yield
+    except BuildCancelled as error:
+        raise KeyboardInterrupt from error
 
 
 def find_target(flavour: str, version: str, options: PlanOptions) -> Target:

@@ -46,7 +46,7 @@ def quantise_command(
         for image in images[:: max(1, len(images) // 50)]:
             row.add(engine.segment([image]).values[0], reference.segment([image]).values[0], contract.planes)
     agreement = ", ".join(f"{plane} {iou:.4f}" for plane, iou in row.iou.items())
-    print(f"{out}: int8 from {len(images)} frames; what it and the float model call drivable overlaps by IoU {agreement}")
+    print(f"{out}: int8 from {len(images)} frames; on these very frames it overlaps with the float model by IoU {agreement}")
 
 
 def frames_of(sources: list[str], every: int) -> Iterator[NDArray[np.uint8]]:

@@ -147,7 +147,7 @@ def test_soft_targets_are_met_at_their_own_probability() -> None:
     assert np.argmin(losses) == 2
 
 
-@pytest.mark.parametrize("text", ["bdd100k", "bdd100k=x", "=,", ""])
+@pytest.mark.parametrize("text", ["bdd100k", "bdd100k=x", "=,", "", "bdd100k=-1", "bdd=4"])
 def test_broken_numbers_of_views_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="wanted"):
         parse_views(text)

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -89,11 +90,60 @@ def test_every_release_builds_strongly_typed(
     assert fakes.trt.builds[0]["strongly_typed"]
 
 
+def test_run_takes_a_plan_however_it_was_built(cache: Cache, fakes: Fakes) -> None:
+    fakes.trt.dla_cores = 1
+    on_purpose = PlanOptions(workspace_mib=64, dla_core=0, version_compatible=True)
+    assert cache.obtain(on_purpose, exact=True).built
+    found = cache.obtain()
+    assert (found.built, found.dla_core, found.version_compatible) == (False, 0, True)
+    assert cache.obtain(PlanOptions(), exact=True).built, "asked for by name it is built as asked for"
+
+
+def test_version_compatible_plans_outlive_an_update(cache: Cache) -> None:
+    cache.obtain(PlanOptions(version_compatible=True), exact=True)
+    assert not cache.obtain(target=replace(ORIN, version="11.5.0.1")).built
+    assert cache.obtain(target=replace(ORIN, version="12.0.0.1")).built, "another major version"
+    cache.obtain(PlanOptions(version_compatible=True), replace(ORIN, version="11.5.0.1"), exact=True, force=True)
+    assert cache.obtain(target=ORIN).built, "an older runtime does not load a newer plan"
+
+
+def test_a_plan_in_a_folder_that_cannot_be_written_is_used(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = cache.obtain()
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    again = cache.obtain()
+    assert (again.built, again.data) == (False, first.data)
+
+
+def test_models_of_one_name_do_not_displace_each_other(tmp_path: Path, tiny_model: Path, fakes: Fakes) -> None:
+    caches = []
+    for name in ("front", "rear"):
+        (tmp_path / name).mkdir()
+        shutil.copy(tiny_model, tmp_path / name / "model.onnx")
+        caches.append(Cache(tmp_path / "plans", read_contract(tmp_path / name / "model.onnx")))
+    assert all(cache.obtain().built for cache in caches)
+    assert not any(cache.obtain().built for cache in caches)
+
+
+def test_one_line_while_another_process_builds(cache: Cache, tiny_model: Path) -> None:
+    other = start(tiny_model, cache.folder, 2.0)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "building\n"
+    plan = cache.obtain()
+    assert "another process is building" in cache.said[0]
+    assert other.wait(timeout=120) == 0
+    assert not plan.built
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
         ({"version": "11.5.0.1"}, "version is 11.5.0.1 now, the plan was built for 11.4.0.106"),
         ({"model": "0" * 64}, "model_sha256 is 000000000000… now"),
+        ({"multiprocessors": 16}, "multiprocessors is 16 now, the plan was built for 0"),
         ({"workspace_mib": 32}, "workspace_mib is 32 now, the plan was built for 0"),
     ],
 )
@@ -101,13 +151,14 @@ def test_built_again_with_one_line_when_something_differs(cache: Cache, change: 
     cache.obtain()
     if "model" in change:
         cache.contract = replace(cache.contract, sha256=str(change["model"]))
-    target = replace(ORIN, version=str(change.get("version", ORIN.version)))
+    known = {key: value for key, value in change.items() if key in ("version", "multiprocessors")}
+    target = replace(ORIN, **known)  # type: ignore[arg-type]
     options = PlanOptions(workspace_mib=int(str(change.get("workspace_mib", 0))))
-    assert cache.obtain(options, target).built
+    assert cache.obtain(options, target, exact=True).built
     assert len(cache.said) == 1
     assert line in cache.said[0]
     assert len(cache.files()) == 2, "it takes the old one's place"
-    assert not cache.obtain(options, target).built
+    assert not cache.obtain(options, target, exact=True).built
 
 
 def test_other_gpus_sizes_and_precisions_have_plans_of_their_own(cache: Cache) -> None:
@@ -193,10 +244,11 @@ def test_killed_between_plan_and_manifest(cache: Cache, monkeypatch: pytest.Monk
 def test_killed_while_writing_leaves_a_part_that_nobody_reads(cache: Cache) -> None:
     path = plan_path(cache.folder, cache.contract, PlanOptions(), ORIN)
     path.parent.mkdir(parents=True)
-    path.with_name(f".{path.name}.part").write_bytes(b"half")
+    part = path.with_name(f".{path.name}.1-2.part")
+    part.write_bytes(b"half")
     assert cache.obtain().built
     assert not cache.obtain().built
-    assert cache.files() == [path.with_suffix(".json").name, path.name]
+    assert cache.files() == sorted([part.name, path.with_suffix(".json").name, path.name])
 
 
 def test_full_disk(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,9 +352,11 @@ def start(model: Path, folder: Path, seconds: float) -> subprocess.Popen[str]:
 
 
 def test_processes_that_want_the_same_plan_build_it_once(tmp_path: Path, tiny_model: Path) -> None:
-    processes = [start(tiny_model, tmp_path / "plans", 1.0) for _ in range(2)]
-    outputs = [process.communicate(timeout=120)[0].split() for process in processes]
-    assert sorted(outputs, key=len) == [["found"], ["building", "built"]]
+    first = start(tiny_model, tmp_path / "plans", 3.0)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "building\n"
+    second = start(tiny_model, tmp_path / "plans", 3.0)
+    assert [process.communicate(timeout=120)[0].split() for process in (first, second)] == [["built"], ["found"]]
 
 
 def test_killed_in_the_middle_of_a_build(tmp_path: Path, tiny_model: Path) -> None:
@@ -352,7 +406,7 @@ def test_build_command(
     first = capsys.readouterr()
     assert "built in" in first.out
     assert "there is no plan yet" in first.err
-    (plan,) = (tmp_path / "freespace/plans").glob("tiny_64x32_b1_fp32_tensorrt_sm87_Orin.plan")
+    (plan,) = (tmp_path / "freespace/plans").glob("tiny_??????_64x32_b1_fp32_tensorrt_sm87_Orin.plan")
     assert str(plan) in first.out
     app(["build", str(tiny_model), "--precision", "fp32"], standalone_mode=False)
     assert "fits already" in capsys.readouterr().out
@@ -360,5 +414,5 @@ def test_build_command(
     assert "asked for" in capsys.readouterr().err
     assert len(fakes.trt.builds) == 2
     app(["build", str(tiny_model), "--input-size", "128x96", "--batch", "2"], standalone_mode=False)
-    assert (tmp_path / "freespace/plans/tiny_128x96_b2_fp16_tensorrt_sm87_Orin.plan").exists()
+    assert list((tmp_path / "freespace/plans").glob("tiny_??????_128x96_b2_fp16_tensorrt_sm87_Orin.plan"))
     assert fakes.leaks() == []

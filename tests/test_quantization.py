@@ -17,8 +17,8 @@ from engine.parity import Parity
 from perception.synthetic import render, scene_from_uri
 
 
-def drive(count: int) -> list[np.ndarray]:
-    scene = scene_from_uri("synthetic://traffic?size=640x360&seed=3")
+def drive(count: int, seed: int = 3) -> list[np.ndarray]:
+    scene = scene_from_uri(f"synthetic://traffic?size=640x360&seed={seed}")
     return [render(scene, 5 * i).image for i in range(count)]
 
 
@@ -74,7 +74,7 @@ def test_int8_says_nearly_the_same(quantised: Path, backend: str) -> None:
     row = Parity(backend, "int8")
     with open_engine(quantised, backend) as engine, open_engine(DEFAULT_MODEL, "onnxruntime") as reference:
         assert engine.precision == "int8"
-        for image in drive(4):
+        for image in drive(4, seed=4):  # not those that the ranges were measured on
             row.add(engine.segment([image]).values[0], reference.segment([image]).values[0], engine.contract.planes)
     assert row.largest > 2, "the same as the float model would mean that nothing was quantised"
     assert all(iou > 0.97 for iou in row.iou.values()), row.iou

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.augment import random_view
-from training.datasets import CERTAIN, FOOTAGE, IGNORE, PLANES, VIEWS_FILE, Sample, read_sample
+from training.datasets import CERTAIN, FOOTAGE, IGNORE, PLANES, READERS, VIEWS_FILE, Sample, read_sample
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -81,20 +81,31 @@ def write_views(
         for turn in range(views.get(name, 0)):
             view, targets = look(teacher, image, planes, np.random.default_rng([seed, index, turn]))
             stem = f"{index:05d}-{turn:02d}"
-            cv2.imwrite(str(folder / f"{stem}.png"), np.dstack([*targets, np.zeros_like(targets[0])]))
-            cv2.imwrite(str(folder / f"{stem}.jpg"), view, [cv2.IMWRITE_JPEG_QUALITY, 95])
+            save(folder / f"{stem}.png", np.dstack([*targets, np.zeros_like(targets[0])]))
+            save(folder / f"{stem}.jpg", view)
             counts[name] = counts.get(name, 0) + 1
     origin = {"teacher": teacher.identity, "footage": [path.name for path in footage], "views": counts}
     (out / VIEWS_FILE).write_text(json.dumps(origin, indent=2) + "\n")
     return sum(counts.values())
 
 
+def save(path: Path, image: U8) -> None:
+    """Raises ValueError: it cannot be written."""
+    if not cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 95]):
+        raise ValueError(f"{path}: cannot be written; is the disk full?")
+
+
 def parse_views(text: str) -> dict[str, int]:
-    """``"bdd100k=16,footage=4"`` as a dictionary. Raises ValueError: it is not of that form."""
+    """``"bdd100k=16,footage=4"`` as a dictionary. Raises ValueError: it is not of that form, or names another data set."""
     try:
-        return {name: int(number) for name, number in (part.split("=") for part in text.split(","))}
+        views = {name: int(number) for name, number in (part.split("=") for part in text.split(","))}
+        if min(views.values()) < 0 or not views.keys() <= {*READERS, FOOTAGE}:
+            raise ValueError(text)
+        return views
     except ValueError as error:
-        raise ValueError(f"views {text!r}: wanted data set=number, with commas between, as bdd100k=16,footage=4") from error
+        raise ValueError(
+            f"views {text!r}: wanted {', '.join([*READERS, FOOTAGE])}, each with =number, and commas between"
+        ) from error
 
 
 def scenes(samples: Sequence[Sample], footage: Sequence[Path]) -> Iterator[tuple[str, U8, U8]]:
@@ -108,9 +119,10 @@ def scenes(samples: Sequence[Sample], footage: Sequence[Path]) -> Iterator[tuple
         every = max(1, round(video.get(cv2.CAP_PROP_FPS)))
         number = 0
         while video.grab():
-            if number % every == 0:
-                image = np.asarray(video.retrieve()[1], np.uint8)
-                yield FOOTAGE, image, np.full((len(PLANES), *image.shape[:2]), IGNORE, np.uint8)
+            found, image = video.retrieve() if number % every == 0 else (False, None)
+            if found:
+                frame = np.asarray(image, np.uint8)
+                yield FOOTAGE, frame, np.full((len(PLANES), *frame.shape[:2]), IGNORE, np.uint8)
             number += 1
         video.release()
 

@@ -6,11 +6,14 @@ import hashlib
 import os
 import shutil
 import subprocess
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
 from engine.contract import ModelError
+from engine.files import write_whole
 
 KERNELS = Path(__file__).parent / "kernels"
 FLAGS = ("-O3", "-std=c++17", "-cubin")
@@ -19,25 +22,28 @@ DEFAULT_HOME = "/usr/local/cuda"
 ERROR_LINES = 5
 
 
-def cubin(arch: str) -> bytes:
+def cubin(arch: str, fresh: bool = False) -> bytes:
     """The kernels for ``arch``, as in ``sm_87``; from the cache where the sources have not changed since.
+
+    Args:
+        fresh: compile again, because the driver does not load what is in the cache.
 
     Raises:
         ModelError: there is no CUDA compiler, or it fails.
-        OSError: the cache cannot be written.
     """
     path = user_cache_path("freespace") / "cubins" / f"{arch}-{_fingerprint(arch)}.cubin"
-    if path.is_file():
-        return path.read_bytes()
+    if not fresh:
+        with suppress(OSError):
+            return path.read_bytes()
     compiler = find_nvcc()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part.cubin")
-    try:
-        _run([compiler, *FLAGS, f"-arch={arch}", "-o", str(part), str(KERNELS / "module.cu")], f"the kernels for {arch}")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path.read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder, "module.cubin")
+        _run([compiler, *FLAGS, f"-arch={arch}", "-o", str(made), str(KERNELS / "module.cu")], f"the kernels for {arch}")
+        data = made.read_bytes()
+    with suppress(OSError):  # where the cache cannot be written they are compiled at every start
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
+    return data
 
 
 def find_nvcc() -> str:

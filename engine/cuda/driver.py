@@ -19,6 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from engine.contract import EngineError, ModelError
 
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: neither waits for the default stream, which other libraries use, nor it for ours
 THREAD_LOCAL_CAPTURE = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may allocate meanwhile
 
 
@@ -46,6 +47,7 @@ class Gpu:
     Attributes:
         name: as the driver calls it.
         compute_capability: such as ``(8, 7)``.
+        multiprocessors: how many.
     """
 
     def __init__(self, ordinal: int = 0) -> None:
@@ -56,6 +58,7 @@ class Gpu:
         device = self.cuda.Device(ordinal)
         self.name: str = device.name()
         self.compute_capability: tuple[int, int] = tuple(device.compute_capability())
+        self.multiprocessors = int(device.get_attribute(self.cuda.device_attribute.MULTIPROCESSOR_COUNT))
         try:
             self._context: Any = device.retain_primary_context()
         except self.cuda.Error as error:  # another process has it for itself, or there is no memory for a context
@@ -69,13 +72,16 @@ class Gpu:
     @contextmanager
     def current(self) -> Iterator[None]:
         """The context current on this thread for a while. Failures of the driver come out as `EngineError`."""
-        self._context.push()
+        if self._context is None:
+            raise EngineError(f"{self.name}: let go of already")
         try:
-            yield
+            self._context.push()
+            try:
+                yield
+            finally:
+                self.cuda.Context.pop()
         except self.cuda.Error as error:
             raise EngineError(f"{self.name}: {error}") from error
-        finally:
-            self.cuda.Context.pop()
 
     def allocate(self, nbytes: int) -> DeviceMemory:
         return DeviceMemory(self.cuda.mem_alloc(max(nbytes, 1)), nbytes)
@@ -129,7 +135,7 @@ class Stream:
 
     def __init__(self, cuda: ModuleType) -> None:
         self._cuda = cuda
-        self.raw: Any = cuda.Stream()
+        self.raw: Any = cuda.Stream(NON_BLOCKING)
         self.handle = int(self.raw.handle)
 
     def upload(self, address: int, source: NDArray[Any]) -> None:
