@@ -255,7 +255,7 @@ int cuDeviceComputeCapability(int *major, int *minor, int device) {
 
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
     (void)device;
-    if (attribute != 16) return 801;  // all but the number of multiprocessors
+    if (attribute != 16) return NOT_SUPPORTED;  // all but the number of multiprocessors
     *value = 8;
     return 0;
 }
