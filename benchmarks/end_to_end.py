@@ -34,6 +34,7 @@ from perception.sinks import open_sinks
 
 PACKAGES = ("numpy", "opencv-python", "av", "onnxruntime", "openvino", "shapely")
 NEITHER = ("decode", "infer")
+ALONE = ", one at a time"
 
 
 def main() -> None:
@@ -42,7 +43,12 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, help="twinlitenet.onnx; without it only Freespace is measured")
     parser.add_argument("--model", help="model file of Freespace; the shipped one by default")
     parser.add_argument("--backend", action="append", help="may be given several times; default: onnxruntime and openvino")
-    parser.add_argument("--bf16", action="store_true", help="also measure openvino in bf16")
+    parser.add_argument(
+        "--precision",
+        action="append",
+        choices=["bf16", "int8"],
+        help="also measure openvino in it, with several frames on their way as 'run' does, and with one at a time",
+    )
     parser.add_argument("--video", action="store_true", help="both write a video, too (H.264 here, mp4v there)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="of the clip, per round")
@@ -56,8 +62,11 @@ def main() -> None:
     engines = {
         name: open_engine(arguments.model, name, throughput=True) for name in arguments.backend or ("onnxruntime", "openvino")
     }
-    if arguments.bf16:
-        engines["openvino bf16"] = open_engine(arguments.model, "openvino", "bf16", throughput=True)
+    for precision in arguments.precision or ():
+        for suffix, throughput in (("", True), (ALONE, False)):
+            engines[f"openvino {precision}{suffix}"] = open_engine(
+                arguments.model, "openvino", precision, throughput=throughput
+            )
     peer = PeerLoop(arguments.peer) if arguments.peer else None
     loops: dict[str, Callable[[], tuple[int, float]]] = {}
     summaries: dict[str, list[Summary]] = {name: [] for name in engines}
@@ -79,14 +88,14 @@ def main() -> None:
             expected = frames
             if round_number:  # the first round warms up
                 rates[name].append(frames / seconds)
-                print(f"round {round_number}: {name:<28} {frames / seconds:7.1f} FPS", flush=True)
+                print(f"round {round_number}: {name:<42} {frames / seconds:7.1f} FPS", flush=True)
     report = results(rates, {k: v[1:] for k, v in summaries.items()})
     report["settings"] = {
         "clip": clip.name,
         "video": arguments.video,
         "rounds": arguments.rounds,
         "seconds": arguments.seconds,
-        "model": next(iter(engines.values())).contract.sha256,
+        "models": {name: engine.contract.sha256 for name, engine in engines.items()},
         "input_size": next(iter(engines.values())).input_size,
     }
     report["settings"]["frames_per_round"] = expected
@@ -146,9 +155,10 @@ def results(rates: dict[str, list[float]], summaries: dict[str, list[Summary]]) 
     for name, rounds in summaries.items():
         stages = [r.stages.percentiles() for r in rounds]
         middle = {s: {p: statistics.median(x[s][p] for x in stages) for p in stages[0][s]} for s in stages[0]}
-        middle["total without decode and infer"] = {
-            50: statistics.median(x["total"][50] - sum(x[s][50] for s in NEITHER) for x in stages)
-        }
+        if name.endswith(ALONE):  # else the total holds the time behind other frames
+            middle["total without decode and infer"] = {
+                50: statistics.median(x["total"][50] - sum(x[s][50] for s in NEITHER) for x in stages)
+            }
         report["stages_ms"][name] = {s: {f"p{p}": round(v, 3) for p, v in ps.items()} for s, ps in middle.items()}
     return report
 
@@ -175,7 +185,7 @@ def print_report(report: dict[str, Any]) -> None:
     for name, fps in report["fps"].items():
         ratio = report["ratio_to_peer"].get(name)
         beside = f"   {ratio['median']:5.2f} x the peer ({ratio['min']} to {ratio['max']})" if ratio else ""
-        print(f"{name:<28} {fps['median']:7.1f} FPS ({fps['min']} to {fps['max']}){beside}")
+        print(f"{name:<42} {fps['median']:7.1f} FPS ({fps['min']} to {fps['max']}){beside}")
     for name, stages in report["stages_ms"].items():
         print(f"\n{name}: milliseconds per frame")
         for stage, percentiles in stages.items():
