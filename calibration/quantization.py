@@ -27,6 +27,7 @@ METHODS = ("minmax", "percentile", "entropy")
 ACTIVATIONS = ("uint8", "int8")
 QUANTISED = ("Conv", "Add", "Resize", "Clip", "Relu", "GlobalAveragePool")
 FEWEST_FRAMES = 8
+SENSITIVE = ("head", "stages.0")  # of Freespace's networks: the last layer, and the first depthwise one (measured)
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class QuantisationOptions:
 
     method: str = "minmax"
     activations: str = "uint8"
-    keep: tuple[str, ...] = ("head",)
+    keep: tuple[str, ...] = SENSITIVE
 
 
 def quantise(
@@ -67,6 +68,8 @@ def quantise(
     inputs = [network_input(contract, frame) for frame in frames]
     if len(inputs) < FEWEST_FRAMES:
         raise ModelError(f"{len(inputs)} frames are too few to measure ranges on, give {FEWEST_FRAMES} or more")
+    if options.method != "minmax":  # the others hold all activations of a part of the frames in memory
+        inputs = inputs[: len(inputs) // FEWEST_FRAMES * FEWEST_FRAMES]
     for node in model.graph.node:
         node.name = node.name or node.output[0]
     kept = [node.name for node in model.graph.node if any(part in node.name for part in options.keep)]
@@ -93,6 +96,7 @@ def quantise(
                 "WeightSymmetric": True,
                 "QuantizeBias": False,  # TensorRT takes no quantised biases
                 "CalibPercentile": 99.99,
+                "CalibStridedMinMax": None if options.method == "minmax" else FEWEST_FRAMES,  # frames in a part
             },
         )
         quantised = onnx.load(str(target))
@@ -132,13 +136,20 @@ def free_batch(model: onnx.ModelProto) -> None:
 
 
 class Frames:
-    """A ``CalibrationDataReader``: gives each input once, then None."""
+    """A ``CalibrationDataReader``: gives each input once, or each of a part of them, then None."""
 
     def __init__(self, inputs: list[NDArray[np.uint8]]) -> None:
-        self.inputs: Iterator[NDArray[np.uint8]] = iter(inputs)
+        self.inputs = inputs
+        self.rest: Iterator[NDArray[np.uint8]] = iter(inputs)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self.rest = iter(self.inputs[start_index:end_index])
 
     def get_next(self) -> dict[str, Any] | None:
-        image = next(self.inputs, None)
+        image = next(self.rest, None)
         return None if image is None else {INPUT_NAME: image}
 
 

@@ -245,13 +245,15 @@ def quantize(
     every: Annotated[int, typer.Option(help="Take one frame of every N.", min=1)] = 1,
     method: Annotated[str, typer.Option(help="minmax, percentile or entropy.")] = "minmax",
     activations: Annotated[str, typer.Option(help="uint8 (fastest on processors) or int8 (for TensorRT).")] = "uint8",
-    keep: Annotated[Optional[list[str]], typer.Option(help="Keep nodes with this in their name in float; repeatable.")] = None,
+    keep: Annotated[
+        Optional[list[str]], typer.Option(help="Keep nodes with this in their name in float; the sensitive ones by default.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Turn a float model into an INT8 one; check it with 'evaluate' on labelled frames before you use it."""
     from perception.quantise import quantise_command
 
-    quantise_command(frames, out, model, every, method, activations, tuple(keep) if keep else ("head",), overwrite)
+    quantise_command(frames, out, model, every, method, activations, tuple(keep or ()), overwrite)
 
 
 @app.command()
@@ -371,6 +373,57 @@ def export(
     print(f"{out}: differs from torch by at most {largest} grey levels")
 
 
+@app.command()
+def masks(
+    out: Annotated[Path, typer.Option(help="Folder for the label PNGs, or for the JSON files of --from-...")],
+    annotations: Annotated[Optional[list[Path]], typer.Argument(help="JSON files, or folders of them.")] = None,
+    from_polygons: Annotated[Optional[Path], typer.Option(help="Turn the polygons of 'run' into annotations (.jsonl).")] = None,
+    from_masks: Annotated[Optional[Path], typer.Option(help="Turn a folder of label PNGs into annotations.")] = None,
+    images: Annotated[Optional[Path], typer.Option(help="Folder of the images, where they lie elsewhere.")] = None,
+    mapping: Annotated[Optional[Path], typer.Option(help="YAML file: class names to indices or planes.")] = None,
+    format_name: Annotated[
+        Optional[str],
+        typer.Option("--format", help="labelme, supervisely, coco, bdd100k or cityscapes; the first two are written, too."),
+    ] = None,
+    overlay: Annotated[Optional[Path], typer.Option(help="Folder for each label on its image, and a page of them.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+) -> None:
+    """Turn polygon annotations into label PNGs, or results and label PNGs into annotations; exit code 1 if any was skipped."""
+    if sum(map(bool, (annotations, from_polygons, from_masks))) != 1:
+        raise BadInput("give annotations, or --from-polygons, or --from-masks")
+    if overlay and not annotations:
+        raise BadInput("--overlay goes with annotations")
+    if mapping and from_polygons:
+        raise BadInput("--mapping does not go with --from-polygons: classes are called as the planes")
+    from training.annotations import convert
+    from training.annotations.classes import read_classes
+
+    with missing_files(), failed_writes():
+        classes = read_classes(mapping) if mapping else None
+        target = format_name or "labelme"
+        if from_polygons:
+            report = convert.annotations_from_polygons(
+                from_polygons, out, images=images, format_name=target, overwrite=overwrite
+            )
+        elif from_masks:
+            report = convert.annotations_from_masks(
+                from_masks, out, images=images, classes=classes, format_name=target, overwrite=overwrite
+            )
+        else:
+            report = convert.masks_from_annotations(
+                annotations or [],
+                out,
+                images=images,
+                classes=classes,
+                format_name=format_name,
+                overlays=overlay,
+                overwrite=overwrite,
+            )
+    convert.print_report(report, "labels" if annotations else "annotations", out)
+    if not report.complete:
+        raise typer.Exit(1)
+
+
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
     """An event that Ctrl-C and SIGTERM set, so that outputs are closed; a second Ctrl-C ends at once."""
@@ -404,6 +457,17 @@ def missing_files() -> Iterator[None]:
         yield
     except (FileNotFoundError, ValueError) as error:
         raise BadInput(str(error)) from error
+
+
+@contextmanager
+def failed_writes() -> Iterator[None]:
+    """Say what the system says of a full disk or a folder that cannot be written."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise FreespaceError(f"{error.filename or 'output'}: {error.strerror or error}") from error
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.quantization import QuantisationOptions, network_input, quantise
+from calibration.quantization import SENSITIVE, QuantisationOptions, network_input, quantise
 from engine import DEFAULT_MODEL, open_engine, read_contract
 from engine.parity import Parity
 from perception.capture import Selection, open_source
@@ -39,7 +39,7 @@ def quantise_command(
     images = [network_input(contract, image)[0] for image in frames_of(sources, every)]
     if not images:
         raise BadInput("no frames to measure ranges on")
-    quantised = quantise(contract, images, QuantisationOptions(method, activations, keep))
+    quantised = quantise(contract, images, QuantisationOptions(method, activations, keep or SENSITIVE))
     write_whole(out, quantised.SerializeToString())
     row = Parity("", "int8")
     with open_engine(contract.path, "onnxruntime") as reference, open_engine(out, "onnxruntime") as engine:
