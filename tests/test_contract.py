@@ -96,5 +96,5 @@ def test_contract_says_what_the_file_says(tiny_model: Path) -> None:
 def test_unknown_backend_and_precision(tiny_model: Path) -> None:
     with pytest.raises(ModelError, match="unknown backend 'tpu'"):
         open_engine(tiny_model, "tpu")
-    with pytest.raises(ModelError, match="fp32, not bf16"):
+    with pytest.raises(ModelError, match="fp32 or int8, not bf16"):
         open_engine(tiny_model, "onnxruntime", "bf16")
