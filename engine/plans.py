@@ -171,7 +171,8 @@ def obtain_plan(
             kept = None
         try:
             if learned:
-                write_whole(cache_path, learned)
+                with FileLock(cache_path.with_suffix(".lock")):
+                    write_whole(cache_path, learned)
         except OSError as error:
             say(f"the build's timings are not kept: {error}")
         return Plan(data, kept, True, options.dla_core, options.version_compatible)
@@ -220,6 +221,11 @@ def write_plan(path: Path, data: bytes, wanted: dict[str, Any]) -> None:
 
 
 def read_timing_cache(path: Path) -> bytes:
+    """What earlier builds learned, nothing where there is no such file or it cannot be read."""
+    from filelock import FileLock
+
     with suppress(OSError):
-        return path.read_bytes()
+        if path.exists():
+            with FileLock(path.with_suffix(".lock")):
+                return path.read_bytes()
     return b""
