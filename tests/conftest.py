@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import settings
 from numpy.typing import NDArray
 
 from engine import open_engine
@@ -20,6 +21,11 @@ from engine.preprocess import fit
 from perception.frame import Frame
 from perception.freespace import Freespace, Polygon
 from perception.sinks.base import Output
+
+# The same examples every time, so that a failure is of the change that shows it; HYPOTHESIS_PROFILE=explore looks for new ones.
+settings.register_profile("steady", derandomize=True)
+settings.register_profile("explore", derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 Image = NDArray[np.uint8]
 
