@@ -68,6 +68,7 @@ class BufferSet:
             self.graph.free()
         for memory in (self.frames, self.input, self.output):
             memory.free()
+        vars(self).clear()  # events and page-locked memory, even if a traceback somewhere still holds this set
 
 
 class TensorRtEngine(Engine):
@@ -386,6 +387,9 @@ class TensorRtEngine(Engine):
                         self._sets.pop().free()
                     self._free_tables()
                     self._pinned.clear()
+                    for stream in (self._copying, self._computing):
+                        if stream:
+                            stream.close()
                     self._forget()
             except Exception as error:  # of a device that is lost: there is nothing left to free
                 self._say(f"{self.name} could not be closed properly: {error}")

@@ -357,10 +357,11 @@ def test_a_lost_device_is_an_exception_and_closing_works(newest: Fakes, contract
 
 def test_too_little_memory(monkeypatch: pytest.MonkeyPatch, folder: Path, contract: ModelContract) -> None:
     small = install(monkeypatch, "11.4", memory_limit=100_000)
-    with TensorRtEngine(contract) as engine, pytest.raises(EngineError, match="memory"):
+    with TensorRtEngine(contract) as engine, pytest.raises(EngineError, match="memory") as caught:
         engine.segment([noise((720, 1280, 3))])
     gc.collect()
     assert small.leaks() == []
+    assert caught.tb is not None, "whoever keeps the exception does not keep the device's memory"
 
 
 def test_closing(fakes: Fakes, contract: ModelContract) -> None:

@@ -151,6 +151,10 @@ class Stream:
     def synchronize(self) -> None:
         self.raw.synchronize()
 
+    def close(self) -> None:
+        """Let go of the driver's stream now, even if a traceback somewhere still holds this one."""
+        self.raw = None
+
 
 class Module:
     """Loaded kernels; a `engine.cuda.launch.KernelModule`."""
