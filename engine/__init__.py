@@ -102,13 +102,15 @@ def open_engine(
     failed: list[str] = []
     names = candidates(precision, model is None, say) if backend == "auto" else [backend]
     for name in names:
-        wanted, reason = (precision, "as asked") if backend != "auto" else native_precision(name, model, precision)
-        contract = choose_model(model, name, wanted)
-        if input_size:
-            from engine.graph import at_size
-
-            contract = at_size(contract, input_size)
         try:
+            if backend == "auto":
+                contract, wanted, reason = for_this_machine(name, model, precision)
+            else:
+                contract, wanted, reason = choose_model(model, name, precision), precision, "as asked"
+            if input_size:
+                from engine.graph import at_size
+
+                contract = at_size(contract, input_size)
             engine = open_backend(contract, name, wanted, threads, throughput, say)
         except Exception as error:  # whatever a library of a broken installation throws
             if name == names[-1] or (isinstance(error, ModelError) and not BACKENDS[name].gpu):
@@ -121,16 +123,18 @@ def open_engine(
     raise nothing_for(precision)
 
 
-def native_precision(backend: str, model: Path | str | None, precision: str) -> tuple[str, str]:
-    """(precision, reason): what ``auto`` makes of ``auto`` on this machine."""
+def for_this_machine(backend: str, model: Path | str | None, precision: str) -> tuple[ModelContract, str, str]:
+    """(model, precision, reason): what ``auto`` makes of ``auto`` on this machine. Raises as `choose_model`."""
     if precision == "auto" and backend == "openvino":
         from engine.openvino_engine import native_bf16
 
         if model is None and fast_int8():
-            return "int8", f"{REASON}, and this processor is made for int8"
-        if native_bf16() and not choose_model(model, backend, precision).quantised:
-            return "bf16", f"{REASON}, and this processor computes in bf16"
-    return precision, REASON
+            return choose_model(None, backend, "int8"), "int8", f"{REASON}, and this processor is made for int8"
+        contract = choose_model(model, backend, precision)
+        if not contract.quantised and native_bf16():
+            return contract, "bf16", f"{REASON}, and this processor computes in bf16"
+        return contract, precision, REASON
+    return choose_model(model, backend, precision), precision, REASON
 
 
 def choose_model(model: Path | str | None, backend: str, precision: str) -> ModelContract:

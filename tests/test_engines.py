@@ -124,3 +124,18 @@ def test_shipped_model_sees_the_synthetic_road() -> None:
         at = np.rint(scores.resamplings[0].input_from_frame(points_there)).astype(int)
         share = np.mean(scores.values[0, 0, at[:, 1].clip(0, None), at[:, 0].clip(0, None)] > 127)
         assert share >= wanted if wanted else share <= 0.01
+
+
+def test_auto_goes_on_where_a_library_is_broken(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its package is there, and importing it fails: in asking what the processor can do, or in opening it."""
+
+    def broken() -> bool:
+        raise ImportError("libopenvino.so: undefined symbol")
+
+    monkeypatch.setattr("engine.AUTO", ("openvino", "onnxruntime"))
+    monkeypatch.setattr("engine.openvino_engine.native_bf16", broken)
+    said: list[str] = []
+    with open_engine(tiny_model, say=said.append) as engine:
+        assert engine.name == "onnxruntime"
+        assert "openvino failed" in engine.reason
+    assert "undefined symbol" in said[0]
