@@ -13,6 +13,8 @@ from training.datasets import IGNORE
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 
+GREY = (114, 114, 114)
+
 
 def augment(image: U8, planes: U8, size: tuple[int, int], rng: np.random.Generator, gentle: bool = False) -> tuple[U8, U8]:
     """A random view of a labelled image.
@@ -27,12 +29,17 @@ def augment(image: U8, planes: U8, size: tuple[int, int], rng: np.random.Generat
         image ``(h, w, 3)`` and planes ``(K, h, w)``; what lies outside the source is grey and `IGNORE`.
     """
     matrix = random_view((image.shape[1], image.shape[0]), size, rng, gentle)
-    shrinking = np.hypot(matrix[0, 0], matrix[1, 0]) < 0.7
-    if shrinking:  # a bilinear warp that shrinks a lot skips pixels
+    view, targets = take_view(image, planes, matrix, size)
+    return recolour(view, rng), targets
+
+
+def take_view(image: U8, planes: U8, matrix: NDArray[np.float64], size: tuple[int, int]) -> tuple[U8, U8]:
+    """Image and planes along an affine map source -> target pixels; what lies outside the source is `GREY` and `IGNORE`."""
+    if np.hypot(matrix[0, 0], matrix[1, 0]) < 0.7:  # a bilinear warp that shrinks a lot skips pixels
         image = np.asarray(cv2.blur(image, (2, 2)), np.uint8)
-    view = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderValue=(114, 114, 114))
+    view = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderValue=GREY)
     targets = np.stack([cv2.warpAffine(p, matrix, size, flags=cv2.INTER_NEAREST, borderValue=IGNORE) for p in planes])
-    return recolour(np.asarray(view, np.uint8), rng), np.asarray(targets, np.uint8)
+    return np.asarray(view, np.uint8), np.asarray(targets, np.uint8)
 
 
 def random_view(

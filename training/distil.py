@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from training.augment import random_view
+from training.augment import random_view, take_view
 from training.datasets import CERTAIN, FOOTAGE, IGNORE, PLANES, READERS, VIEWS_FILE, Sample, read_sample
 
 U8 = NDArray[np.uint8]
@@ -26,7 +26,6 @@ F32 = NDArray[np.float32]
 EGO = PLANES.index("ego")
 VIEW_SIZE = (512, 288)
 TEACHER_WEIGHT = 0.6  # of the teacher where a label says something as well; the label has the rest
-GREY = (114, 114, 114)
 
 
 class Teacher:
@@ -134,12 +133,9 @@ def look(teacher: Teacher, image: U8, planes: U8, rng: np.random.Generator) -> t
     the label is silent, the teacher's word is taken alone.
     """
     matrix = random_view((image.shape[1], image.shape[0]), teacher.size, rng)
-    if np.hypot(matrix[0, 0], matrix[1, 0]) < 0.7:
-        image = np.asarray(cv2.blur(image, (2, 2)), np.uint8)
-    view = cv2.warpAffine(image, matrix, teacher.size, flags=cv2.INTER_LINEAR, borderValue=GREY)
+    view, labels = take_view(image, planes, matrix, teacher.size)
     inside = cv2.warpAffine(np.ones(image.shape[:2], np.uint8), matrix, teacher.size, flags=cv2.INTER_NEAREST) > 0
-    labels = np.stack([cv2.warpAffine(p, matrix, teacher.size, flags=cv2.INTER_NEAREST, borderValue=IGNORE) for p in planes])
-    score = without_seams(teacher.score(np.asarray(view, np.uint8)))
+    score = without_seams(teacher.score(view))
 
     targets = np.where(labels == IGNORE, IGNORE, labels * CERTAIN).astype(np.uint8)
     ego = labels[EGO]
