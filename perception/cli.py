@@ -7,14 +7,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from perception import __version__
+from perception import __version__, training_commands
 from perception.errors import BadInput, FreespaceError, tell
+from perception.options import Backend, InputSize, Model, Precision, parse_pair
 
 if TYPE_CHECKING:
     from engine.base import Engine
@@ -30,13 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Backend = Annotated[Optional[str], typer.Option(help="auto, tensorrt, tensorrt_rtx, openvino, onnxruntime or torch.")]
-Model = Annotated[Optional[str], typer.Option(help="Model file (.onnx); the shipped one by default.")]
-InputSize = Annotated[Optional[str], typer.Option(help="WIDTHxHEIGHT of the network's input; the file's own by default.")]
-Precision = Annotated[
-    Optional[str],
-    typer.Option(help="auto, fp32, bf16 (openvino), fp16 (tensorrt) or int8; auto is fp32 for a named CPU backend."),
-]
+app.add_typer(training_commands.app)
 
 
 def main() -> None:
@@ -56,14 +50,6 @@ def main() -> None:
 def fail(error: Exception, code: int) -> None:
     print(f"freespace: {error}", file=sys.stderr)
     sys.exit(code)
-
-
-def parse_pair(text: str, separator: str, option: str, example: str) -> tuple[int, int]:
-    """Two whole numbers. Raises BadInput: ``text`` is something else."""
-    first, found, second = text.partition(separator)
-    if not (found and first.isdigit() and second.isdigit()):
-        raise BadInput(f"{option} {text!r}: wanted something like {example}")
-    return int(first), int(second)
 
 
 def print_version(wanted: bool) -> None:
@@ -256,174 +242,6 @@ def quantize(
     quantise_command(frames, out, model, every, method, activations, tuple(keep or ()), overwrite)
 
 
-@app.command()
-def train(
-    data: Annotated[Path, typer.Option(help="Folder that holds camvid/, idd_lite/ and bdd100k/.")],
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the log; an unfinished run there is resumed.")],
-    epochs: Annotated[Optional[int], typer.Option(help="Passes of samples-per-epoch samples.", min=1)] = None,
-    samples_per_epoch: Annotated[Optional[int], typer.Option(help="Samples drawn per epoch.", min=2)] = None,
-    batch: Annotated[Optional[int], typer.Option(help="Samples per step.", min=2)] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Of everything random.")] = None,
-    threads: Annotated[Optional[int], typer.Option(help="CPU threads; 0 leaves it to torch.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    pretrained: Annotated[bool, typer.Option(help="Start the encoder from ImageNet weights.")] = True,
-    init: Annotated[Optional[Path], typer.Option(help="Start from this checkpoint instead: a second phase.")] = None,
-    views: Annotated[Optional[Path], typer.Option(help="Train on what 'distil' wrote as well.")] = None,
-    encoder_rate: Annotated[Optional[float], typer.Option(help="Peak learning rate of the encoder.")] = None,
-    decoder_rate: Annotated[Optional[float], typer.Option(help="Peak learning rate of the decoder.")] = None,
-) -> None:
-    """Train the network on labelled frames."""
-    with training_extra():
-        from training.trainer import TrainConfig
-        from training.trainer import train as run_training
-
-    settings = TrainConfig(
-        str(data), str(out), pretrained=pretrained, init=str(init or ""), views=str(views or ""), device=device
-    )
-    given: dict[str, Any] = {
-        "epochs": epochs,
-        "samples_per_epoch": samples_per_epoch,
-        "batch": batch,
-        "seed": seed,
-        "threads": threads,
-    }
-    settings = replace(settings, **{key: value for key, value in given.items() if value is not None})
-    with missing_files():
-        print(f"checkpoint {run_training(settings)}")
-
-
-@app.command()
-def distil(
-    teacher: Annotated[Path, typer.Option(help="Road network (.onnx): RGB / 255 in, logits of elsewhere and drivable out.")],
-    data: Annotated[Path, typer.Option(help="Folder that holds camvid/, idd_lite/ and bdd100k/.")],
-    out: Annotated[Path, typer.Option(help="Folder for the views; must not exist.")],
-    footage: Annotated[Optional[list[Path]], typer.Option(help="Video without labels; may be given again.")] = None,
-    views: Annotated[str, typer.Option(help="How many views of each image.")] = "camvid=2,idd_lite=2,bdd100k=16,footage=4",
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 1,
-) -> None:
-    """Let a teacher network score views of the training images and of footage, for 'train --views'."""
-    with training_extra():
-        from training.datasets import find_samples, split_of
-        from training.distil import Teacher, parse_views, write_views
-
-    if out.exists():
-        raise BadInput(f"{out} exists already; give another --out")
-    with missing_files():
-        samples = [s for s in find_samples(data) if split_of(s) == "train"]
-        wanted = parse_views(views)
-        count = write_views(Teacher(teacher), samples, footage or [], wanted, out, seed)
-    print(f"{count} views in {out}")
-
-
-@app.command()
-def evaluate(
-    data: Annotated[Path, typer.Option(help="Folder that holds camvid/, idd_lite/ and bdd100k/.")],
-    split: Annotated[str, typer.Option(help="val (for reports) or dev (for choices).")] = "val",
-    model: Model = None,
-    backend: Backend = None,
-    precision: Precision = None,
-    report: Annotated[Optional[Path], typer.Option(help="JSON file to write the counts and ratios to.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing report.")] = False,
-) -> None:
-    """Dataset-level IoU of a model file on labelled frames, by data set, plane and condition."""
-    with training_extra():
-        from training.evaluate import evaluate_model, print_report, write_report
-
-    from engine import open_engine
-    from perception.sinks import check_output
-
-    if report:
-        check_output(report, overwrite)
-    with missing_files(), open_engine(model, backend or "auto", precision or float_or_int8(model)) as engine:
-        rows = evaluate_model(engine, data, split)
-    print_report(rows, split, engine)
-    if report:
-        write_report(report, rows, split, engine)
-
-
-def float_or_int8(model: str | None) -> str:
-    """The most accurate precision of a model file."""
-    from engine import DEFAULT_MODEL, read_contract
-
-    return "int8" if read_contract(Path(model) if model else DEFAULT_MODEL).quantised else "fp32"
-
-
-@app.command()
-def export(
-    checkpoints: Annotated[list[Path], typer.Argument(help="last.pt of a training run; several are averaged.")],
-    out: Annotated[Path, typer.Option(help="Model file to write (.onnx).")],
-    width: Annotated[int, typer.Option(help="Input width, pixels; a multiple of 32.")] = 448,
-    height: Annotated[int, typer.Option(help="Input height, pixels; a multiple of 32.")] = 256,
-    precision: Annotated[str, typer.Option(help="fp32, or fp16 for a file that computes in float16.")] = "fp32",
-    report: Annotated[Optional[Path], typer.Option(help="JSON of 'evaluate' to store in the file as its metrics.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
-) -> None:
-    """Turn a checkpoint into one self-contained model file and check it against torch."""
-    from perception.sinks import check_output
-
-    check_output(out, overwrite)
-    with training_extra():
-        from training.export import ParityError, export_model
-
-    try:
-        with missing_files():
-            largest = export_model(checkpoints, out, (width, height), report, precision)
-    except ParityError as error:
-        raise FreespaceError(str(error)) from error
-    print(f"{out}: differs from torch by at most {largest} grey levels")
-
-
-@app.command()
-def masks(
-    out: Annotated[Path, typer.Option(help="Folder for the label PNGs, or for the JSON files of --from-...")],
-    annotations: Annotated[Optional[list[Path]], typer.Argument(help="JSON files, or folders of them.")] = None,
-    from_polygons: Annotated[Optional[Path], typer.Option(help="Turn the polygons of 'run' into annotations (.jsonl).")] = None,
-    from_masks: Annotated[Optional[Path], typer.Option(help="Turn a folder of label PNGs into annotations.")] = None,
-    images: Annotated[Optional[Path], typer.Option(help="Folder of the images, where they lie elsewhere.")] = None,
-    mapping: Annotated[Optional[Path], typer.Option(help="YAML file: class names to indices or planes.")] = None,
-    format_name: Annotated[
-        Optional[str],
-        typer.Option("--format", help="labelme, supervisely, coco, bdd100k or cityscapes; the first two are written, too."),
-    ] = None,
-    overlay: Annotated[Optional[Path], typer.Option(help="Folder for each label on its image, and a page of them.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
-) -> None:
-    """Turn polygon annotations into label PNGs, or results and label PNGs into annotations; exit code 1 if any was skipped."""
-    if sum(map(bool, (annotations, from_polygons, from_masks))) != 1:
-        raise BadInput("give annotations, or --from-polygons, or --from-masks")
-    if overlay and not annotations:
-        raise BadInput("--overlay goes with annotations")
-    if mapping and from_polygons:
-        raise BadInput("--mapping does not go with --from-polygons: classes are called as the planes")
-    from training.annotations import convert
-    from training.annotations.classes import read_classes
-
-    with missing_files(), failed_writes():
-        classes = read_classes(mapping) if mapping else None
-        target = format_name or "labelme"
-        if from_polygons:
-            report = convert.annotations_from_polygons(
-                from_polygons, out, images=images, format_name=target, overwrite=overwrite
-            )
-        elif from_masks:
-            report = convert.annotations_from_masks(
-                from_masks, out, images=images, classes=classes, format_name=target, overwrite=overwrite
-            )
-        else:
-            report = convert.masks_from_annotations(
-                annotations or [],
-                out,
-                images=images,
-                classes=classes,
-                format_name=format_name,
-                overlays=overlay,
-                overwrite=overwrite,
-            )
-    convert.print_report(report, "labels" if annotations else "annotations", out)
-    if not report.complete:
-        raise typer.Exit(1)
-
-
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
     """An event that Ctrl-C and SIGTERM set, so that outputs are closed; a second Ctrl-C ends at once."""
@@ -440,34 +258,6 @@ def stop_on_signal() -> Iterator[threading.Event]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def training_extra() -> Iterator[None]:
-    """Say how to install what training needs, where it is missing."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise BadInput(f"this command needs {error.name}; pip install '.[train]' in the project's folder") from error
-
-
-@contextmanager
-def missing_files() -> Iterator[None]:
-    try:
-        yield
-    except (FileNotFoundError, ValueError) as error:
-        raise BadInput(str(error)) from error
-
-
-@contextmanager
-def failed_writes() -> Iterator[None]:
-    """Say what the system says of a full disk or a folder that cannot be written."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise FreespaceError(f"{error.filename or 'output'}: {error.strerror or error}") from error
 
 
 if __name__ == "__main__":

@@ -5,18 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
+from engine.settings import Section, read_settings
 from perception.errors import BadInput
 
 LONGEST_S = 1e9
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class CaptureConfig(Section):
@@ -77,44 +73,7 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> Config:
         BadInput: the file is missing or no YAML, or a key is unknown or has a value of the wrong type or range; the
             message names the key by its path.
     """
-    tree = read_yaml(path) if path else {}
-    for key, value in overrides.items():
-        if value is not None:
-            section, name = key.split(".")
-            branch = tree.setdefault(section, {})
-            if not isinstance(branch, dict):
-                raise BadInput(f"{path}: {section}: wanted a section with keys, got {branch!r}")
-            branch[name] = value
     try:
-        return Config.model_validate(tree, strict=True)
-    except ValidationError as error:
-        where = f"{path}: " if path else ""
-        raise BadInput("; ".join(where + describe(e) for e in error.errors())) from error
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"{path}: cannot read the configuration: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise BadInput(f"{path}: wanted sections {', '.join(Config.model_fields)}, got a {type(tree).__name__}")
-    return tree
-
-
-def describe(error: Any) -> str:
-    """One phrase for one validation error: the key's path, what is wrong, what would be right."""
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        section: Any = Config
-        for part in error["loc"][:-1]:
-            section = section.model_fields[part].annotation
-        return f"{key}: unknown key; known here: {', '.join(section.model_fields)}"
-    if error["type"] == "string_pattern_mismatch":
-        return f"{key}: wanted WIDTHxHEIGHT such as 640x384, got {error['input']!r}"
-    message = error["msg"][0].lower() + error["msg"][1:]
-    return f"{key}: {message}, got {error['input']!r}"
+        return read_settings(Config, path, overrides)
+    except ValueError as error:
+        raise BadInput(str(error)) from error

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from perception.config import Config, load_config, read_yaml
+from engine.settings import read_yaml
+from perception.config import Config, load_config
 from perception.errors import BadInput
 
 
@@ -40,7 +41,7 @@ def test_file_sets_and_options_win(tmp_path: Path) -> None:
         ("polygons: {plane: sky}", "polygons.plane: .*'freespace' or 'ego'"),
         ("polygons: {threshold: .nan}", "polygons.threshold: .*finite"),
         ("polygons: 3", "polygons: "),
-        ("- a\n- b", "wanted sections"),
+        ("- a\n- b", "wanted keys"),
         ("a: [", "not valid YAML"),
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
     ],
@@ -71,6 +72,6 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_the_launch_file_lists_every_default() -> None:
     path = Path(__file__).parents[1] / "launch" / "freespace.yaml"
     assert load_config(path, {}) == Config()
-    assert {k: set(v) for k, v in read_yaml(path).items()} == {
+    assert {k: set(v) for k, v in read_yaml(Config, path).items()} == {
         name: set(type(section).model_fields) for name, section in Config()
     }

@@ -16,7 +16,8 @@ torch = pytest.importorskip("torch", reason="the extra 'train' is not installed"
 from training.datasets import CERTAIN, IGNORE, Sample, find_views, read_targets  # noqa: E402
 from training.distil import Teacher, look, parse_views, without_seams, write_views  # noqa: E402
 from training.losses import bce_and_dice  # noqa: E402
-from training.trainer import TrainConfig, read_checkpoint, train  # noqa: E402
+from training.recipe import Recipe  # noqa: E402
+from training.trainer import Run, read_checkpoint, train  # noqa: E402
 
 SIZE = (128, 64)
 GREEN, RED, GREY = (0, 255, 0), (0, 0, 255), (114, 114, 114)
@@ -116,18 +117,9 @@ def test_views_are_written_read_and_trained_on(teacher_file: Path, tmp_path: Pat
     green = (image[..., 1] > 200) & (image[..., 2] < 60)
     assert np.median(targets[1][green & (targets[1] != IGNORE)]) == pytest.approx((0.6 * 0.9 + 0.4) * CERTAIN, abs=1)
 
-    config = TrainConfig(
-        data=str(tmp_path / "data"),
-        out=str(tmp_path / "run"),
-        views=str(views),
-        pretrained=False,
-        epochs=1,
-        samples_per_epoch=8,
-        batch=4,
-        sizes=[(96, 64)],
-        device="cpu",
-    )
-    assert read_checkpoint(train(config))["views"]["views"] == {"bdd100k": 4, "footage": 3}
+    recipe = Recipe(pretrained=False, epochs=1, samples_per_epoch=8, batch=4, sizes=["96x64"])
+    run = Run(tmp_path / "data", tmp_path / "run", views=views, device="cpu")
+    assert read_checkpoint(train(recipe, run))["views"]["views"] == {"bdd100k": 4, "footage": 3}
 
 
 def test_unfinished_views_are_not_trained_on(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,10 +23,13 @@ from training.augment import augment  # noqa: E402
 from training.datasets import CERTAIN, IGNORE, Sample, epoch_indices, find_samples, read_sample, split_of  # noqa: E402
 from training.evaluate import evaluate_model  # noqa: E402
 from training.export import export_model, load_network, recipe  # noqa: E402
+from training.health import NotFinite  # noqa: E402
 from training.losses import bce_and_dice  # noqa: E402
 from training.metrics import Counts, count  # noqa: E402
+from training.models import build_model  # noqa: E402
 from training.models.freespace_net import FreespaceNet, start_as_bilinear  # noqa: E402
-from training.trainer import TrainConfig, ahead, train  # noqa: E402
+from training.recipe import Recipe, load_recipe  # noqa: E402
+from training.trainer import Run, ahead, read_checkpoint, train  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -52,21 +57,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("run")
-    return train(small_run(data, out, epochs=2))
+    return train(small_recipe(epochs=2), run_in(tmp_path_factory.mktemp("run"), data))
 
 
-def small_run(data: Path, out: Path, epochs: int) -> TrainConfig:
-    return TrainConfig(
-        data=str(data),
-        out=str(out),
-        pretrained=False,
-        epochs=epochs,
-        samples_per_epoch=16,
-        batch=4,
-        sizes=[(96, 64)],
-        device="cpu",
-    )
+def small_recipe(**changes: Any) -> Recipe:
+    settings = {"pretrained": False, "samples_per_epoch": 16, "batch": 4, "sizes": ["96x64"], "precision": "fp32"}
+    return Recipe(**(settings | changes))
+
+
+def run_in(out: Path, data: Path, **places: Any) -> Run:
+    return Run(data, out, device="cpu", **places)
 
 
 def test_labels_become_planes(data: Path) -> None:
@@ -204,23 +204,147 @@ def test_training_learns_and_logs(checkpoint: Path) -> None:
     assert log[1]["loss"] < log[0]["loss"]
 
 
-def test_resumed_run_equals_an_uninterrupted_one(data: Path, checkpoint: Path, tmp_path: Path) -> None:
-    config = small_run(data, tmp_path, epochs=2)
-    state = {}
+def losses(run: Path) -> list[list[str]]:
+    """Every step's row but for its seconds."""
+    return [line.split(",")[:-1] for line in (run / "steps.csv").read_text().splitlines()]
 
-    def stop_after_first_epoch(*arguments: object) -> None:
-        state.update(arguments[1])  # type: ignore[call-overload]
-        torch.save(arguments[1], str(arguments[0]))
-        raise KeyboardInterrupt
+
+def test_resumed_run_equals_an_uninterrupted_one(data: Path, tmp_path: Path) -> None:
+    """With dropout, a plateau, and a phase that begins after the interruption: the same losses and weights to the bit."""
+    phases = [{"epochs": 2, "freeze": ["stem", "stage1"]}, {"epochs": 1, "optimiser": {"rate": 1e-4}}]
+    recipe = small_recipe(phases=phases, schedule={"name": "plateau", "patience": 0})
+    whole = train(recipe, run_in(tmp_path / "whole", data))
+
+    def stop_after_first_epoch(path: Path, state: dict[str, Any]) -> None:
+        torch.save(state, str(path))
+        if path.name == "last.pt":
+            raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.trainer.save_checkpoint", stop_after_first_epoch)
         with pytest.raises(KeyboardInterrupt):
-            train(config)
-    assert state["epoch"] == 1
-    resumed = load_network(train(config))[0].state_dict()
-    whole = load_network(checkpoint)[0].state_dict()
-    assert all(torch.allclose(resumed[k].float(), whole[k].float(), atol=1e-4) for k in whole)
+            train(recipe, run_in(tmp_path / "cut", data))
+    assert read_checkpoint(tmp_path / "cut/last.pt")["epoch"] == 1
+    resumed = train(recipe, run_in(tmp_path / "cut", data))
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert len(losses(tmp_path / "whole")) == 1 + 3 * 4
+    one, other = (read_checkpoint(path) for path in (whole, resumed))
+    assert all(torch.equal(one["model"][k], other["model"][k]) for k in one["model"])
+    assert all(torch.equal(one["average"][k], other["average"][k]) for k in one["average"])
+    before = (tmp_path / "cut/steps.csv").read_bytes()
+    train(recipe, run_in(tmp_path / "cut", data))
+    assert (tmp_path / "cut/steps.csv").read_bytes() == before, "a finished run stays as it is"
+
+
+def test_workers_do_not_change_the_result(data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    train(small_recipe(epochs=2), run_in(tmp_path, data, workers=3))
+    assert losses(tmp_path) == losses(checkpoint.parent)
+
+
+def test_run_leaves_everything_behind(checkpoint: Path) -> None:
+    run = checkpoint.parent
+    names = {path.name for path in run.iterdir()}
+    logs = {"steps.csv", "epochs.csv", "log.jsonl", "health.json", "environment.json"}
+    assert names == {"last.pt", "best.pt", "recipe.yaml", "splits.json", "report.html", "sheets"} | logs
+    assert load_recipe(str(run / "recipe.yaml"), {}) == small_recipe(epochs=2)
+    splits = json.loads((run / "splits.json").read_text())
+    assert splits["val"]["camvid"] == ["val/0", "val/1", "val/2"]
+    assert "best" in (run / "report.html").read_text()
+    state = read_checkpoint(run / "best.pt")
+    assert state["images"] == {"bdd100k": 3, "camvid": 3, "idd_lite": 2}
+    assert state["planes"] == ["freespace", "ego"]
+
+
+def test_frozen_stages_keep_their_weights_in_a_phase_and_learn_in_the_next(data: Path, tmp_path: Path) -> None:
+    def encoder(phases: list[dict[str, Any]], out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        state = read_checkpoint(train(small_recipe(phases=phases, ema=0.0), run_in(out, data)))
+        torch.manual_seed(1)
+        start = build_model("small", 2).state_dict()
+        return start, state["model"]
+
+    start, after = encoder([{"epochs": 1, "freeze": ["encoder"]}], tmp_path / "a")
+    kept = [k for k in start if k.startswith("encoder.")]
+    assert all(torch.equal(start[k], after[k]) for k in kept), "running statistics, too"
+    assert not torch.equal(start["head.weight"], after["head.weight"])
+    start, after = encoder([{"epochs": 1, "freeze": ["encoder"]}, {"epochs": 1}], tmp_path / "b")
+    assert not torch.equal(start["encoder.stem.0.weight"], after["encoder.stem.0.weight"])
+
+
+def test_loss_that_is_no_number_stops_the_run_and_names_the_layer(data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    state = torch.load(checkpoint, weights_only=True)
+    state["average"]["mix8.0.weight"][:] = 1e38
+    torch.save(state, tmp_path / "bad.pt")
+    with pytest.raises(NotFinite, match=r"step 1: .*mix8"):
+        train(small_recipe(epochs=1), run_in(tmp_path / "run", data, init=(tmp_path / "bad.pt",)))
+    assert not (tmp_path / "run/last.pt").exists()
+
+
+def test_run_stops_where_dev_stands_still(data: Path, tmp_path: Path) -> None:
+    splits = {
+        "train": {"camvid": ["train/0", "train/1"], "idd_lite": ["0", "1", "2"], "bdd100k": ["0_000000", "1_000001"]},
+        "dev": {"camvid": ["train/2"], "bdd100k": ["2_000002"]},
+        "val": {"camvid": ["val/0", "val/1", "val/2"]},
+    }
+    (tmp_path / "splits.json").write_text(json.dumps(splits))
+    frozen = small_recipe(epochs=9, stop_after=2, optimiser={"rate": 1e-12, "weight_decay": 0.0}, ema=0.0)
+    run = run_in(tmp_path / "run", data, splits=tmp_path / "splits.json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.trainer.evaluate_network", lambda *_: {"camvid/freespace": Counts(tp=1, fn=1, images=1)})
+        state = read_checkpoint(train(frozen, run))
+    assert state["epoch"] == 3, "the first one is the best, and two more did not better it"
+    assert state["best"] == {"epoch": 1, "iou": 0.5}
+
+
+def test_planes_are_those_that_are_labelled(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/camvid").symlink_to(data / "camvid")
+    path = train(small_recipe(epochs=1), run_in(tmp_path / "run", tmp_path / "data"))
+    assert read_checkpoint(path)["planes"] == ["freespace"]
+    export_model(path, tmp_path / "m.onnx", (96, 64))
+    assert read_contract(tmp_path / "m.onnx").planes == ("freespace",)
+    with pytest.raises(ValueError, match="cross_entropy"):
+        train(small_recipe(epochs=1, loss="cross_entropy"), run_in(tmp_path / "other", data))
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_other_optimisers_learn_with_l1_and_a_sum_of_losses(optimiser: str, data: Path, tmp_path: Path) -> None:
+    rate = {"sgd": 0.05, "adam": 1e-3}[optimiser]
+    settings = {"name": optimiser, "rate": rate, "l1": 1e-6}
+    train(small_recipe(epochs=3, optimiser=settings, loss="focal + 0.5*lovasz + 0.1*boundary"), run_in(tmp_path, data))
+    entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert entries[-1]["loss"] < entries[0]["loss"]
+    columns = (tmp_path / "steps.csv").read_text().splitlines()[0]
+    assert "loss/focal,loss/lovasz,loss/boundary" in columns
+
+
+def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
+    """The same command under torchrun, gloo between them: what one process makes of the same batches."""
+    small = ["epochs=1", "samples_per_epoch=8", "batch=4", "sizes=[96x64]", "pretrained=false", "dropout=0.0", "precision=fp32"]
+    gentle = ["optimiser.name=sgd", "optimiser.rate=0.001", "schedule.name=constant", "schedule.warmup=0.0", "ema=0.0"]
+    command = ["train", "--data", str(data), "--device", "cpu", "--threads", "1"]
+    command += [part for setting in small + gentle for part in ("--set", setting)]
+    alone = [sys.executable, "-m", "perception.cli"]
+    together = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "perception.cli"]
+    states = []
+    for name, start in (("one", alone), ("two", together)):
+        done = subprocess.run([*start, *command, "--out", str(tmp_path / name)], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        states.append(read_checkpoint(tmp_path / name / "last.pt"))
+    one, two = states
+    assert losses(tmp_path / "one")[0] == losses(tmp_path / "two")[0]
+    for mine, theirs in zip(losses(tmp_path / "one")[1:], losses(tmp_path / "two")[1:], strict=True):
+        assert [float(x) for x in mine] == pytest.approx([float(x) for x in theirs], rel=1e-3)
+    start = build_start(one)
+    moved = torch.cat([(one["model"][k] - start[k]).flatten() for k in start if one["model"][k].ndim == 4])
+    apart = torch.cat([(one["model"][k] - two["model"][k]).flatten() for k in start if one["model"][k].ndim == 4])
+    assert apart.norm() < 0.02 * moved.norm()
+    norms = [k for k in start if k.endswith("running_var")]
+    assert all(torch.allclose(one["model"][k], two["model"][k], rtol=1e-2) for k in norms)
+
+
+def build_start(state: dict[str, Any]) -> dict[str, Any]:
+    torch.manual_seed(state["config"]["seed"])
+    return build_model(state["config"]["model"], len(state["planes"])).state_dict()
 
 
 def test_export_and_evaluate(data: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -278,17 +402,18 @@ def test_report_of_other_weights_is_not_built_in(checkpoint: Path, tmp_path: Pat
 
 def test_run_with_other_settings_is_not_resumed(data: Path, checkpoint: Path) -> None:
     with pytest.raises(ValueError, match=r"other settings \(epochs\)"):
-        train(small_run(data, checkpoint.parent, epochs=3))
+        train(small_recipe(epochs=3), run_in(checkpoint.parent, data))
 
 
 def test_broken_checkpoint_is_the_users_matter(data: Path, tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(b"half a checkpoint")
     with pytest.raises(ValueError, match="not a checkpoint"):
-        train(small_run(data, tmp_path, epochs=1))
+        train(small_recipe(epochs=1), run_in(tmp_path, data))
 
 
 def test_second_phase_starts_from_the_first(data: Path, checkpoint: Path, tmp_path: Path) -> None:
-    second = train(replace(small_run(data, tmp_path, epochs=1), init=str(checkpoint), encoder_rate=0.0, decoder_rate=0.0))
+    still = small_recipe(epochs=1, optimiser={"rate": 1e-12})
+    second = train(still, run_in(tmp_path, data, init=(checkpoint,)))
     network, state = load_network(second)
     before = load_network(checkpoint)[0].state_dict()
     weights = [k for k, v in before.items() if v.ndim == 4]

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from engine import open_engine
 from engine.contract import CONTRACT_VERSION, INPUT_NAME, KEY_PLANES, KEY_RESIZE, KEY_VERSION, OUTPUT_NAME
 from engine.graph import as_fp16
-from training.datasets import PLANES
 from training.evaluate import weights_sha256
 from training.models import build_model
-from training.trainer import MAY_CHANGE, normalise, read_checkpoint
+from training.trainer import mean_of, normalise, planes_of, read_checkpoint
 
 OPSET = 18
+PLACES = ("data", "out", "init", "views", "threads", "device")  # in recipes of older checkpoints: of a machine, no settings
 DATA_TERMS = {
     "camvid": "CamVid (Cambridge-driving Labeled Video Database, academic use)",
     "idd_lite": "IDD Lite (India Driving Dataset, research use, no redistribution)",
@@ -64,13 +64,8 @@ def load_network(*checkpoints: Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     states = [read_checkpoint(path) for path in checkpoints]
     state = states[-1]
-    if len({s["config"]["model"] for s in states}) > 1:
-        raise ValueError("checkpoints of different networks cannot be averaged")
-    network = build_model(state["config"]["model"], len(PLANES))
-    averages = [s["average"] for s in states]
-    network.load_state_dict(
-        {k: (sum(a[k].double() for a in averages) / len(averages)).to(v.dtype) for k, v in state["average"].items()}
-    )
+    network = build_model(state["config"]["model"], len(planes_of(state)))
+    network.load_state_dict(mean_of(states))
     return network.eval(), state
 
 
@@ -108,7 +103,7 @@ def export_model(
     deployed = Deployed(network).eval()
     part = out.with_name(f".{out.stem}.part{out.suffix}")
     try:
-        write_graph(deployed, part, size)
+        write_graph(deployed, part, size, len(planes_of(state)))
         if metrics and metrics.get("weights") != weights_sha256(part):
             raise ValueError(f"{report}: measured with other weights; run 'freespace evaluate' on this checkpoint's export")
         model = onnx.load(str(part))
@@ -116,7 +111,7 @@ def export_model(
             model,
             {
                 KEY_VERSION: CONTRACT_VERSION,
-                KEY_PLANES: ",".join(PLANES),
+                KEY_PLANES: ",".join(planes_of(state)),
                 KEY_RESIZE: "stretch",
                 "freespace.precision": precision,
                 "freespace.network": state["config"]["model"],
@@ -143,7 +138,7 @@ def export_model(
     return largest
 
 
-def write_graph(deployed: nn.Module, path: Path, size: tuple[int, int]) -> None:
+def write_graph(deployed: nn.Module, path: Path, size: tuple[int, int], planes: int = 2) -> None:
     """The network as ONNX with full shapes and without denormal weights, its metadata still missing."""
     width, height = size
     with warnings.catch_warnings():
@@ -161,18 +156,18 @@ def write_graph(deployed: nn.Module, path: Path, size: tuple[int, int]) -> None:
     model = onnx.load(str(path))
     fold_constants(model)
     flush_denormals(model)
-    fix_shapes(model, height, width)
+    fix_shapes(model, height, width, planes)
     onnx.save(model, str(path))
 
 
 def recipe(state: dict[str, Any]) -> list[dict[str, Any]]:
     """The settings of every phase of training, first to last, without paths."""
-    return [{k: v for k, v in phase.items() if k not in MAY_CHANGE} for phase in (*state["earlier"], state["config"])]
+    return [{k: v for k, v in phase.items() if k not in PLACES} for phase in (*state["earlier"], state["config"])]
 
 
 def training_data(state: dict[str, Any]) -> str:
     """What the weights were trained on, with its terms."""
-    sets = [f"{DATA_TERMS[name]}, {n} images" for name, n in state["images"].items() if n]
+    sets = [f"{DATA_TERMS.get(name, name)}, {n} images" for name, n in state["images"].items() if n]
     pretrained = (*state["earlier"], state["config"])[0]["pretrained"]
     return "; ".join([*sets, IMAGENET] if pretrained else sets)
 
@@ -205,11 +200,11 @@ def flush_denormals(model: onnx.ModelProto) -> None:
             )
 
 
-def fix_shapes(model: onnx.ModelProto, height: int, width: int) -> None:
+def fix_shapes(model: onnx.ModelProto, height: int, width: int, planes: int) -> None:
     """Write the full shapes of input and output, which the exporter leaves partly symbolic."""
     for value, shape in (
         (model.graph.input[0], (height, width, 3)),
-        (model.graph.output[0], (len(PLANES), height, width)),
+        (model.graph.output[0], (planes, height, width)),
     ):
         for dimension, length in zip(list(value.type.tensor_type.shape.dim)[1:], shape, strict=True):
             dimension.dim_value = length

