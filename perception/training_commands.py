@@ -112,19 +112,24 @@ def distil(
     out: Annotated[Path, typer.Option(help="Folder for the views; must not exist.")],
     footage: Annotated[Optional[list[Path]], typer.Option(help="Video without labels; may be given again.")] = None,
     views: Annotated[str, typer.Option(help="How many views of each image.")] = "camvid=2,idd_lite=2,bdd100k=16,footage=4",
+    hints: Annotated[
+        Optional[str], typer.Option(help="Name of a tensor in the teacher: its features are kept, for 'train' to learn from.")
+    ] = None,
+    splits: Annotated[Optional[Path], SPLITS] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 1,
 ) -> None:
     """Let a teacher network score views of the training images and of footage, for 'train --views'."""
     with training_extra():
-        from training.datasets import find_samples, split_of
+        from training.datasets import find_samples
         from training.distil import Teacher, parse_views, write_views
+        from training.splits import split_samples
 
     if out.exists():
         raise BadInput(f"{out} exists already; give another --out")
     with missing_files():
-        samples = [s for s in find_samples(data) if split_of(s) == "train"]
-        wanted = parse_views(views)
-        count = write_views(Teacher(teacher), samples, footage or [], wanted, out, seed)
+        samples = split_samples(find_samples(data), file=splits)["train"]
+        wanted = parse_views(views, {s.dataset for s in samples})
+        count = write_views(Teacher(teacher, hints), samples, footage or [], wanted, out, seed)
     print(f"{count} views in {out}")
 
 

@@ -13,10 +13,12 @@ from onnx import TensorProto, helper
 
 torch = pytest.importorskip("torch", reason="the extra 'train' is not installed")
 
-from training.datasets import CERTAIN, IGNORE, Sample, find_views, read_targets  # noqa: E402
+from training.augment import random_view, take_view  # noqa: E402
+from training.datasets import CERTAIN, IGNORE, Sample, find_samples, find_views, read_targets, split_of  # noqa: E402
 from training.distil import Teacher, look, parse_views, without_seams, write_views  # noqa: E402
+from training.hints import relative  # noqa: E402
 from training.losses import bce_and_dice  # noqa: E402
-from training.recipe import Recipe  # noqa: E402
+from training.recipe import HintConfig, Recipe  # noqa: E402
 from training.trainer import Run, read_checkpoint, train  # noqa: E402
 
 SIZE = (128, 64)
@@ -148,3 +150,65 @@ def test_broken_numbers_of_views_are_refused(text: str) -> None:
 def test_other_networks_are_no_teachers(tiny_model: Path) -> None:
     with pytest.raises(ValueError, match=r"tiny\.onnx"):
         Teacher(tiny_model)
+
+
+def test_hints_are_written_and_learnt_from(teacher_file: Path, tmp_path: Path) -> None:
+    """The hint of the made-up teacher is the sign of green less red: the head learns it, and the loss says so."""
+    folder = tmp_path / "data/bdd100k/train"
+    for part, image in (("images", half_green()), ("labels", np.zeros((96, 192), np.uint8))):
+        (folder / part).mkdir(parents=True)
+        for i in range(6):
+            cv2.imwrite(str(folder / part / f"{i}.{'jpg' if part == 'images' else 'png'}"), image)
+    samples = [s for s in find_samples(tmp_path / "data") if split_of(s) == "train"]
+    write_views(Teacher(teacher_file, "sign"), samples, [], {"bdd100k": 3}, tmp_path / "views")
+    origin = json.loads((tmp_path / "views/views.json").read_text())["hints"]
+    hint = np.load(next((tmp_path / "views/bdd100k").glob("*.npy")))
+    assert origin["layer"] == "sign"
+    assert hint.dtype == np.float16
+    assert hint.shape == (2, SIZE[1], SIZE[0])
+    assert abs(origin["mean"][1]) < 1
+    recipe = Recipe(
+        pretrained=False,
+        epochs=4,
+        samples_per_epoch=32,
+        batch=4,
+        sizes=["96x64"],
+        hints={"weight": 1.0, "layer": "mix8"},
+        planes=["ego"],
+        precision="fp32",
+    )
+    path = train(recipe, Run(tmp_path / "data", tmp_path / "run", views=tmp_path / "views", device="cpu"))
+    steps = [line.split(",") for line in (tmp_path / "run/steps.csv").read_text().splitlines()]
+    column = steps[0].index("loss/hints")
+    values = [float(row[column]) for row in steps[1:]]
+    assert np.mean(values[-8:]) < 0.5 * np.mean(values[:8])
+    assert all(not name.startswith("hint") for name in read_checkpoint(path)["average"]), "the head is thrown away"
+    with pytest.raises(ValueError, match="no layer 'mix9'"):
+        train(
+            recipe.model_copy(update={"hints": HintConfig(weight=1.0, layer="mix9")}),
+            Run(tmp_path / "data", tmp_path / "o", views=tmp_path / "views"),
+        )
+    (tmp_path / "views/views.json").write_text("{}")
+    with pytest.raises(ValueError, match="no hints"):
+        train(recipe, Run(tmp_path / "data", tmp_path / "o", views=tmp_path / "views"))
+
+
+def test_hints_move_with_their_image() -> None:
+    """A bright spot in a hint lies where the same spot of the image lies after a flip, a zoom and a shift."""
+    image, size = np.zeros((144, 256, 3), np.uint8), (128, 64)
+    cv2.circle(image, (180, 60), 12, (255, 255, 255), -1)
+    rng = np.random.default_rng(3)
+    for _ in range(8):
+        matrix = random_view((256, 144), size, rng)
+        view, _ = take_view(image, np.zeros((1, 144, 256), np.uint8), matrix, size)
+        hint = torch.from_numpy(cv2.resize(image[..., 0], (32, 18), interpolation=cv2.INTER_AREA)).float()[None, None]
+        grid = torch.nn.functional.affine_grid(relative(matrix, (256, 144), size)[None], [1, 1, 64, 128], align_corners=False)
+        moved = torch.nn.functional.grid_sample(hint, grid, align_corners=False)[0, 0].numpy()
+        spot = (view[..., 0] > 128) & (view[..., 1] > 128)
+        if spot.sum() > 60:
+            assert moved[spot].mean() > 100
+            ys, xs = np.nonzero(spot)
+            weights = moved / moved.sum()
+            centre = (weights * np.arange(128)).sum(), (weights.T * np.arange(64)).sum()
+            assert abs(centre[0] - xs.mean()) < 4
+            assert abs(centre[1] - ys.mean()) < 4

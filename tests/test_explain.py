@@ -263,7 +263,7 @@ def test_radius_by_hand() -> None:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained network that takes the upper half for road, as `training.trainer` saves it."""
+    """An untrained network as `training.trainer` saves it."""
     torch.manual_seed(0)
     weights = build_model("small", 2).state_dict()
     path = tmp_path_factory.mktemp("run") / "last.pt"

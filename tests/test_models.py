@@ -480,7 +480,7 @@ def test_published_weights_give_the_published_features(name: str, tmp_path: Path
 
 
 def test_only_the_image_edge_differs_from_the_published_padding(tmp_path: Path) -> None:
-    """The published networks pad by ImageNet's mean colour, ours by grey 127: a few percent, one stem cell deep or two."""
+    """The published networks pad by ImageNet's mean colour, ours by grey 127."""
     images, weights = pictures(), Weights()
     resnet(images, weights, 18)
     torch.save(dict(weights), tmp_path / "published.pth")

@@ -245,13 +245,12 @@ def test_run_leaves_everything_behind(checkpoint: Path) -> None:
     run = checkpoint.parent
     names = {path.name for path in run.iterdir()}
     logs = {"steps.csv", "epochs.csv", "log.jsonl", "health.json", "environment.json"}
-    assert names == {"last.pt", "best.pt", "recipe.yaml", "splits.json", "report.html", "sheets"} | logs
+    assert names == {"last.pt", "recipe.yaml", "splits.json", "report.html", "sheets"} | logs, "no dev images, so no best.pt"
     assert load_recipe(str(run / "recipe.yaml"), {}) == small_recipe(epochs=2)
     splits = json.loads((run / "splits.json").read_text())
     assert splits["val"]["camvid"] == ["val/0", "val/1", "val/2"]
-    assert "best" in (run / "report.html").read_text()
-    state = read_checkpoint(run / "best.pt")
-    assert state["images"] == {"bdd100k": 3, "camvid": 3, "idd_lite": 2}
+    state = read_checkpoint(checkpoint)
+    assert sum(state["images"].values()) == sum(len(s) for s in splits["train"].values())
     assert state["planes"] == ["freespace", "ego"]
 
 
@@ -292,6 +291,7 @@ def test_run_stops_where_dev_stands_still(data: Path, tmp_path: Path) -> None:
         patch.setattr("training.trainer.evaluate_network", lambda *_: {"camvid/freespace": Counts(tp=1, fn=1, images=1)})
         state = read_checkpoint(train(frozen, run))
     assert state["epoch"] == 3, "the first one is the best, and two more did not better it"
+    assert read_checkpoint(tmp_path / "run/best.pt")["epoch"] == 1
     assert state["best"] == {"epoch": 1, "iou": 0.5}
 
 
@@ -333,7 +333,7 @@ def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
     one, two = states
     assert losses(tmp_path / "one")[0] == losses(tmp_path / "two")[0]
     for mine, theirs in zip(losses(tmp_path / "one")[1:], losses(tmp_path / "two")[1:], strict=True):
-        assert [float(x) for x in mine] == pytest.approx([float(x) for x in theirs], rel=1e-3)
+        assert [float(x) for x in mine[:6]] == pytest.approx([float(x) for x in theirs[:6]], rel=1e-3)
     start = build_start(one)
     moved = torch.cat([(one["model"][k] - start[k]).flatten() for k in start if one["model"][k].ndim == 4])
     apart = torch.cat([(one["model"][k] - two["model"][k]).flatten() for k in start if one["model"][k].ndim == 4])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from training.augment import random_view, take_view
 from training.datasets import CERTAIN, FOOTAGE, IGNORE, PLANES, READERS, VIEWS_FILE, Sample, read_sample
+from training.hints import HINT_SUFFIX, Moments
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -32,12 +33,18 @@ class Teacher:
     """A road segmentation network as public ones are exported: float ``(1, 3, h, w)``, RGB / 255, in; its first output the
     logits ``(1, 2, h, w)`` of elsewhere and drivable."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises ValueError: no such network in the file."""
+    def __init__(self, path: Path, layer: str | None = None) -> None:
+        """``layer`` names a tensor of the file, ``(1, C, h, w)``: what it holds is kept as the hint of every score.
+
+        Raises ValueError: no such network in the file, or no such tensor.
+        """
         import openvino
 
+        self.layer, self.hint = layer, np.zeros((0, 0, 0), np.float32)
         try:
             model: Any = openvino.Core().read_model(str(path))
+            if layer:
+                model.add_outputs(layer)
             shapes = [list(model.input(0).shape), list(model.output(0).shape)]
         except RuntimeError as error:
             raise ValueError(f"{path}: not a network with one fixed input: {str(error).strip().splitlines()[-1]}") from error
@@ -51,14 +58,18 @@ class Teacher:
     def score(self, image: U8) -> F32:
         """Probability of drivable, float ``(h, w)``, for a BGR image of the teacher's size."""
         planes = np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1)[None], np.float32) / 255
-        elsewhere, drivable = self._request.infer([planes])[0][0]
+        outputs = self._request.infer([planes])
+        elsewhere, drivable = outputs[0][0]
+        if self.layer:
+            self.hint = np.array(outputs[len(outputs) - 1][0], np.float32)
         return np.asarray(1 / (1 + np.exp(elsewhere - drivable)), np.float32)
 
 
 def write_views(
     teacher: Teacher, samples: Sequence[Sample], footage: Sequence[Path], views: dict[str, int], out: Path, seed: int = 1
 ) -> int:
-    """Write ``<out>/<data set>/<number>.jpg`` and, beside each, its targets as ``.png`` (see `training.datasets`).
+    """Write ``<out>/<data set>/<number>.jpg`` and, beside each, its targets as ``.png`` (see `training.datasets`) and, where
+    the teacher gives hints, these as ``.npy``, float16 ``(C, h, w)`` (see `training.hints`).
 
     At the end ``views.json`` says who the teacher was and how many views of what there are.
 
@@ -74,37 +85,46 @@ def write_views(
         ValueError: an image or a video cannot be read.
     """
     counts: dict[str, int] = {}
+    moments = Moments()
     for index, (name, image, planes) in enumerate(scenes(samples, footage)):
         folder = out / name
         folder.mkdir(parents=True, exist_ok=True)
         for turn in range(views.get(name, 0)):
             view, targets = look(teacher, image, planes, np.random.default_rng([seed, index, turn]))
             stem = f"{index:05d}-{turn:02d}"
+            if teacher.layer:
+                np.save(folder / f"{stem}{HINT_SUFFIX}", teacher.hint.astype(np.float16))
+                moments.add(teacher.hint)
             save(folder / f"{stem}.png", np.dstack([*targets, np.zeros_like(targets[0])]))
             save(folder / f"{stem}.jpg", view)
             counts[name] = counts.get(name, 0) + 1
-    origin = {"teacher": teacher.identity, "footage": [path.name for path in footage], "views": counts}
+    origin: dict[str, Any] = {"teacher": teacher.identity, "footage": [path.name for path in footage], "views": counts}
+    if teacher.layer and counts:
+        origin["hints"] = moments.origin(teacher.layer)
     (out / VIEWS_FILE).write_text(json.dumps(origin, indent=2) + "\n")
     return sum(counts.values())
 
 
 def save(path: Path, image: U8) -> None:
     """Raises ValueError: it cannot be written."""
-    if not cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 95]):
+    if not cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix == ".jpg" else []):
         raise ValueError(f"{path}: cannot be written; is the disk full?")
 
 
-def parse_views(text: str) -> dict[str, int]:
-    """``"bdd100k=16,footage=4"`` as a dictionary. Raises ValueError: it is not of that form, or names another data set."""
+def parse_views(text: str, datasets: Collection[str] = ()) -> dict[str, int]:
+    """``"bdd100k=16,footage=4"`` as a dictionary.
+
+    Raises:
+        ValueError: it is not of that form, or names neither a public data set, nor one of ``datasets``, nor ``footage``.
+    """
+    known = sorted({*READERS, *datasets}) + [FOOTAGE]
     try:
         views = {name: int(number) for name, number in (part.split("=") for part in text.split(","))}
-        if min(views.values()) < 0 or not views.keys() <= {*READERS, FOOTAGE}:
+        if min(views.values()) < 0 or not views.keys() <= set(known):
             raise ValueError(text)
         return views
     except ValueError as error:
-        raise ValueError(
-            f"views {text!r}: wanted {', '.join([*READERS, FOOTAGE])}, each with =number, and commas between"
-        ) from error
+        raise ValueError(f"views {text!r}: wanted {', '.join(known)}, each with =number, and commas between") from error
 
 
 def scenes(samples: Sequence[Sample], footage: Sequence[Path]) -> Iterator[tuple[str, U8, U8]]:

@@ -334,7 +334,7 @@ def settle_norms(network: nn.Module, images: Tensor) -> None:
     for norm in norms:
         norm.momentum = None  # the mean of all batches
     with torch.no_grad():
-        for batch in torch.split(images, 4):  # type: ignore[no-untyped-call]
+        for batch in torch.split(images, 4):
             network(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

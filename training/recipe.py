@@ -59,6 +59,13 @@ class ScheduleConfig(Section):
     patience: Annotated[int, Field(ge=0)] = 5  # plateau: epochs without a better dev IoU
 
 
+class HintConfig(Section):
+    """Learning from a teacher's features, see `training.hints`."""
+
+    weight: Annotated[float, Field(ge=0)] = 0.0  # beside the loss; 0: none
+    layer: str = "mix8"  # what comes into this layer of the network predicts them
+
+
 class Recipe(Section):
     """One training run, or the common part of its phases. Sizes are WIDTHxHEIGHT in pixels."""
 
@@ -78,6 +85,7 @@ class Recipe(Section):
     loss: str = "bce + 0.5*dice"  # see `training.losses.parse_loss`
     augment: str | dict[str, Any] = "default"  # a preset, or probabilities by effect: `training.augment.parse_augmentation`
     data: DataConfig = DataConfig()
+    hints: HintConfig = HintConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     ema: Fraction = 0.998  # of the moving average that is deployed; 0: the weights themselves

@@ -219,7 +219,7 @@ def windowed(field: Field, before: Shape, after: Shape, taps: Taps, operation: s
             return extent
         return extent.through(taps(extent.dim - first, before[extent.dim], after[extent.dim]))
 
-    if field.dims - {first, first + 1} or len(before) != len(after):
+    if field.dims - {first, first + 1} or len(before) != len(after) or 0 in (*before, *after):
         return field.unknown(operation)
     return field.each(through)
 
@@ -242,12 +242,22 @@ def moved(field: Field, places: Mapping[int, int]) -> Field:
 
 
 def reshaped(field: Field, before: Shape, after: Shape, operation: str) -> Field:
-    """After a view. Rows and columns must stay dimensions of their own, with as many elements before them as there were."""
-    starts = {(math.prod(after[:d]), n): d for d, n in enumerate(after) if n > 1}
-    places = {d: starts.get((math.prod(before[:d]), before[d])) for d in field.dims}
-    if None in places.values():
+    """After a view, in which rows and columns may be divided into blocks, or blocks be put in a row again, but not merged."""
+    starts = {math.prod(after[:d]): d for d in reversed(range(len(after))) if after[d] > 1}
+    places = {d: starts.get(math.prod(before[:d])) for d in field.dims}
+
+    def change(extent: Extent) -> Extent:
+        if extent.dim is None:
+            return extent
+        place = places[extent.dim]
+        assert place is not None
+        old, new = before[extent.dim], after[place]
+        taps = np.arange(new)[:, None] * old // new + np.arange(max(1, old // new))
+        return replace(extent.through(taps), dim=place)
+
+    if any(place is None or (before[d] % after[place] and after[place] % before[d]) for d, place in places.items()):
         return field.unknown(f"{operation} that merges rows and columns")
-    return moved(field, {d: place for d, place in places.items() if place is not None})
+    return field.each(change)
 
 
 def window_taps(kernel: Shape, stride: Shape, padding: Shape, dilation: Shape) -> Taps:
@@ -756,12 +766,8 @@ def read_graph(path: Path, size: tuple[int, int] | None) -> Graph:
     wanted = [1, 3, 3, 3]
     wanted[dims[0]], wanted[dims[1]] = height, width
     set_shape(image, tuple(wanted))
-    fold_constants(model)
-    model.graph.ClearField("value_info")
-    for output in model.graph.output:
-        output.type.tensor_type.ClearField("shape")
     try:
-        model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        model = with_shapes(model)
     except onnx.shape_inference.InferenceError as error:
         raise ValueError(f"{path}: does not work on an image of {width}x{height} ({first_line(error)})") from error
     shapes: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
@@ -775,6 +781,31 @@ def read_graph(path: Path, size: tuple[int, int] | None) -> Graph:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
     return Graph(model, image.name, (width, height), dims, shapes, sizes, constants)
+
+
+def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """With the shape of every value, as far as they follow from the input's; what is computed of shapes alone is computed.
+
+    Raises:
+        onnx.shape_inference.InferenceError: the shapes do not fit together.
+    """
+    model.graph.ClearField("value_info")
+    for output in model.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    while True:
+        folded = onnx.ModelProto()
+        folded.CopyFrom(model)
+        fold_constants(folded)
+        inferred = onnx.shape_inference.infer_shapes(folded, strict_mode=True, data_prop=True)
+        values = (*inferred.graph.value_info, *inferred.graph.input)
+        shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
+        settled = [n for n in model.graph.node if n.op_type == "Shape" and all(shapes.get(n.input[0], [0]))]
+        if not settled:
+            return inferred
+        for node in settled:
+            given = {a.name: a.i for a in node.attribute}
+            known = np.array(shapes[node.input[0]][given.get("start") : given.get("end")], np.int64)
+            node.CopyFrom(onnx.helper.make_node("Constant", [], node.output, value=numpy_helper.from_array(known)))
 
 
 def onnx_field(node: onnx.NodeProto, graph: Graph, seen: Sequence[tuple[str, Field]]) -> Field:
@@ -973,7 +1004,9 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
     console = console or Console()
     if not console.is_terminal:
         console.width = max(console.width, 160)  # a file has no edge
-    table = Table("layer", "type", box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("layer", "type"):
+        table.add_column(heading, overflow="fold")
     for heading in ("output", "parameters", "MMAC", "MFLOP", "stride", "field", "memory"):
         table.add_column(heading, justify="right", no_wrap=True)
     for a in summary.layers:

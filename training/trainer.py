@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from engine import cpu_flags
 from engine.files import write_whole
 from engine.preprocess import fit, resample
-from training.augment import augment, parse_augmentation
+from training.augment import apply_effects, choose, parse_augmentation, take_view, view_matrix
 from training.datasets import (
     CERTAIN,
     IGNORE,
@@ -41,6 +41,7 @@ from training.datasets import (
 )
 from training.distributed import World, join, shared
 from training.health import GradientHealth, NotFinite, first_non_finite
+from training.hints import HintHead, hint_loss, read_hint
 from training.logs import RunLog, plain, write_environment
 from training.losses import Loss, parse_loss
 from training.metrics import Counts, count
@@ -99,6 +100,21 @@ class Data:
     views: dict[str, Any]  # where the views come from
 
 
+class Batch(NamedTuple):
+    """This process's part of a batch.
+
+    Attributes:
+        images: uint8 ``(n, h, w, 3)`` BGR.
+        targets: uint8 ``(n, K, h, w)``, 0 to `CERTAIN` or `IGNORE`.
+        hints, hinted: see `training.hints`; None without them.
+    """
+
+    images: Tensor
+    targets: Tensor
+    hints: Tensor | None = None
+    hinted: Tensor | None = None
+
+
 def normalise(images: Tensor) -> Tensor:
     """uint8 ``(N, h, w, 3)`` BGR -> float ``(N, 3, h, w)`` in about [-1, 1]: what the deployed graph does, too."""
     return (images.to(torch.float32).permute(0, 3, 1, 2) - INPUT_MEAN) * INPUT_SCALE
@@ -138,7 +154,8 @@ class Training:
         resumed = load_checkpoint(self.last, recipe) if self.last.exists() else None
         self.data = gather_data(recipe, run, resumed is not None)
         self.network, self.earlier = start_network(recipe, run, self.data.planes, resumed)
-        self.network = self.network.to(world.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.hinted = add_hints(self.network, recipe, self.data, resumed)
+        (self.hinted or self.network).to(world.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = build_model(recipe.model, len(self.data.planes)).to(world.device)
         self.average.load_state_dict(resumed["average"] if resumed else self.network.state_dict())
         self.epoch: int = resumed["epoch"] if resumed else 0
@@ -191,8 +208,8 @@ class Training:
         """The epochs of a phase that begins after ``first``, or what is left of them; it has its own optimiser and schedule."""
         unfreeze(self.network)
         freeze(self.network, expand(phase.freeze, self.network))
-        network = shared(self.network, self.world)
-        optimiser = phase_optimiser(self.network, phase)
+        network = shared(self.hinted or self.network, self.world)
+        optimiser = phase_optimiser(self.network, self.hinted, phase)
         steps = steps_per_epoch(phase, len(self.data.splits["train"]))
         settings = phase.schedule.model_dump()
         settings["every"] = phase.schedule.every and phase.schedule.every * steps
@@ -242,24 +259,28 @@ class Training:
         torch.manual_seed(phase.seed * 10_007 + epoch + 1_000_003 * world.rank)  # of the epoch: a resumed run goes on the same
         network.train()
         started = time.perf_counter()
-        for images, targets in progress(ahead(batches(self.data, phase, epoch, world, self.run.workers)), steps, epoch, log):
-            inputs = normalise(images.to(world.device)).contiguous(memory_format=torch.channels_last)
+        for batch in progress(ahead(batches(self.data, phase, epoch, world, self.run.workers)), steps, epoch, log):
+            inputs = normalise(batch.images.to(world.device)).contiguous(memory_format=torch.channels_last)
             with torch.autocast(world.device.type, self.dtype, enabled=self.dtype is not None):
-                logits = network(inputs)
-            truth = world.gather(targets.to(world.device))
-            parts = loss.parts(world.gather(logits.float()), truth)
+                answer = network(inputs)
+            logits = answer[0] if self.hinted else answer
+            parts = loss.parts(world.gather(logits.float()), world.gather(batch.targets.to(world.device)))
             total = loss.total(parts)
+            if batch.hints is not None and batch.hinted is not None:
+                given = (world.gather(t.to(world.device)) for t in (batch.hints, batch.hinted))
+                parts["hints"] = hint_loss(world.gather(answer[1].float()), *given)
+                total = total + phase.hints.weight * parts["hints"]
             rate = max(schedule.rates)
             if not torch.isfinite(total):
-                self.give_up(inputs, targets, loss)
+                self.give_up(inputs, batch.targets, loss)
             penalty = l1_penalty(self.network, phase.optimiser.l1) if phase.optimiser.l1 else 0.0
             optimiser.zero_grad(set_to_none=True)
             self.scaler.scale(total * world.size + penalty).backward()  # type: ignore[no-untyped-call]
             self.scaler.unscale_(optimiser)
             health.step()
-            norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), phase.optimiser.clip or float("inf")))
+            norm = float(nn.utils.clip_grad_norm_(network.parameters(), phase.optimiser.clip or float("inf")))
             if not np.isfinite(norm) and not self.scaler.is_enabled():
-                self.give_up(inputs, targets, loss)
+                self.give_up(inputs, batch.targets, loss)
             self.scaler.step(optimiser)
             self.scaler.update()
             schedule.step()
@@ -303,6 +324,7 @@ class Training:
             "scaler": self.scaler.state_dict(),
             "health": health.state,
             "steps": self.steps,
+            "hint_head": self.hinted.head.state_dict() if self.hinted else {},
         }
         if best:
             save_checkpoint(self.run.out / BEST, found)
@@ -365,6 +387,18 @@ def start_network(
     return network, []
 
 
+def add_hints(network: Network, recipe: Recipe, data: Data, resumed: dict[str, Any] | None) -> HintHead | None:
+    """The network with its throw-away head, where the recipe wants one. Raises ValueError: the views bring no hints."""
+    if not recipe.hints.weight:
+        return None
+    if "hints" not in data.views:
+        raise ValueError("hints.weight is set, but the views have no hints; write them by 'freespace distil --hints LAYER'")
+    hinted = HintHead(network.cpu(), recipe.hints.layer, len(data.views["hints"]["mean"]))
+    if resumed:
+        hinted.head.load_state_dict(resumed["hint_head"])
+    return hinted
+
+
 def mean_of(states: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     """The mean of checkpoints' weights ("model soup", Wortsman et al. 2022). Raises ValueError: their networks differ."""
     first = states[0]
@@ -384,11 +418,11 @@ def expand(names: Sequence[str], network: Network) -> list[str]:
     return [n for name in names for n in (stages[:-1] if name == "encoder" else [name])]
 
 
-def phase_optimiser(network: Network, phase: Recipe) -> torch.optim.Optimizer:
+def phase_optimiser(network: Network, hinted: HintHead | None, phase: Recipe) -> torch.optim.Optimizer:
     settings = phase.optimiser
     factors = {stage: factor for name, factor in settings.stages.items() for stage in expand([name], network)}
     return build_optimiser(
-        network,
+        hinted or network,
         name=settings.name,
         rate=settings.rate,
         stages=stages_of(network),
@@ -455,8 +489,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def batches(data: Data, phase: Recipe, epoch: int, world: World, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's part of the augmented batches of an epoch: images uint8 ``(n, h, w, 3)``, targets uint8 ``(n, K, h, w)``.
+def batches(data: Data, phase: Recipe, epoch: int, world: World, workers: int) -> Iterator[Batch]:
+    """This process's part of the augmented batches of an epoch.
 
     Every sample has random numbers of its own, so that neither workers nor processes change what is made of it.
     """
@@ -468,17 +502,20 @@ def batches(data: Data, phase: Recipe, epoch: int, world: World, workers: int) -
     sizes = rng.integers(len(phase.sizes), size=steps)
     part = world.share(phase.batch)
 
-    def look(position: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def look(position: int) -> Batch:
         index, size = indices[position], parse_size(phase.sizes[sizes[position // phase.batch]])
-        own = np.random.default_rng([phase.seed, epoch, position])
-        return augment(*cache[index], size, own, cache.samples[index].view, augmentation)
+        sample, (image, planes) = cache.samples[index], cache[index]
+        own, source = np.random.default_rng([phase.seed, epoch, position]), (image.shape[1], image.shape[0])
+        names = choose(augmentation, own)
+        matrix = view_matrix(source, size, names, augmentation.gentle() if sample.view else augmentation, own)
+        view, targets = take_view(image, planes[data.channels], matrix, size)
+        hints = read_hint(sample, data.views["hints"], matrix, source, size) if phase.hints.weight else ()
+        return Batch(torch.from_numpy(apply_effects(view, names, own)[0]), torch.from_numpy(targets), *hints)
 
     with ThreadPoolExecutor(max(1, workers), "augmentation") as pool:
         for step in range(steps):
-            positions = range(step * phase.batch, (step + 1) * phase.batch)[part]
-            views = list(pool.map(look, positions))
-            images, targets = np.stack([v[0] for v in views]), np.stack([v[1][data.channels] for v in views])
-            yield torch.from_numpy(images), torch.from_numpy(targets)
+            looks = list(pool.map(look, range(step * phase.batch, (step + 1) * phase.batch)[part]))
+            yield Batch(*(torch.stack(column) for column in zip(*looks, strict=True) if column[0] is not None))
 
 
 def ahead(items: Iterator[T], count: int = 3) -> Iterator[T]:
@@ -513,9 +550,7 @@ def ahead(items: Iterator[T], count: int = 3) -> Iterator[T]:
         thread.join()
 
 
-def progress(
-    items: Iterator[tuple[Tensor, Tensor]], steps: int, epoch: int, log: RunLog | None
-) -> Iterator[tuple[Tensor, Tensor]]:
+def progress(items: Iterator[Batch], steps: int, epoch: int, log: RunLog | None) -> Iterator[Batch]:
     """The same items, with a bar on stderr where that is a terminal."""
     if log is None or not sys.stderr.isatty():
         yield from items
