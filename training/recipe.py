@@ -71,6 +71,7 @@ class Recipe(Section):
 
     model: str = "small"  # a name in `training.models.MODELS`
     planes: list[Literal["freespace", "ego"]] = Field(default=[])  # what it says; []: what the labels say
+    init: str | None = None  # checkpoint that all of it starts from, or the name of a shipped one
     pretrained: bool | str = True  # encoder: ImageNet weights from a package, from this file, or none
     initialisation: Literal["default", "he", "xavier", "normal", "orthogonal"] = "default"
     dropout: Fraction | None = None  # None: the network's own

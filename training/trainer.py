@@ -45,7 +45,8 @@ from training.hints import HintHead, hint_loss, read_hint
 from training.logs import RunLog, plain, write_environment
 from training.losses import Loss, parse_loss
 from training.metrics import Counts, count
-from training.models import Network, build_model, freeze, load_encoder, stages_of, unfreeze
+from training.models import OLD_NAMES, Network, build_model, freeze, load_encoder, stages_of, unfreeze
+from training.models.pretrained import INPUT_MEAN, INPUT_SCALE
 from training.optimisers import Schedule, build_optimiser, build_schedule, l1_penalty
 from training.recipe import Recipe, parse_size, phases_of
 from training.report import prediction_sheet, write_report
@@ -53,7 +54,6 @@ from training.splits import assignment_of, split_samples, write_splits
 
 T = TypeVar("T")
 
-INPUT_MEAN, INPUT_SCALE = 127.0, 1.0 / 128.0
 LAST, BEST = "last.pt", "best.pt"
 SHEET_IMAGES = 12
 LEAST_BATCHES = 30  # of an epoch, where the recipe does not say
@@ -71,7 +71,7 @@ class Run:
         out: folder for checkpoints, logs and the report.
         splits: file that says which sequence is in which split; None: as `training.splits` does it.
         views: folder that `training.distil` wrote, trained on as well.
-        init: checkpoints whose mean all of the network starts from: another training's next phase.
+        init: checkpoints, or names of shipped ones (``small``), whose mean all of the network starts from.
         threads: of the CPU; 0 leaves it to torch.
         workers: threads that augment images.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -376,15 +376,23 @@ def start_network(
     if resumed:
         network.load_state_dict(resumed["model"])
         return network, resumed["earlier"]
-    if run.init:
-        states = [read_checkpoint(path) for path in run.init]
-        if planes_of(states[-1]) != planes:
-            raise ValueError(f"{run.init[-1]}: says {', '.join(planes_of(states[-1]))}, and this training {', '.join(planes)}")
-        network.load_state_dict(mean_of(states))
+    if paths := run.init or ((Path(recipe.init),) if recipe.init else ()):
+        states = [read_checkpoint(shipped_checkpoint(path)) for path in paths]
+        if states[-1]["config"]["model"] not in (recipe.model, *OLD_NAMES):
+            raise ValueError(
+                f"{paths[-1]}: holds the network {states[-1]['config']['model']}, and the recipe says {recipe.model}"
+            )
+        network.load_state_dict(with_planes(mean_of(states), network, planes_of(states[-1]), planes))
         return network, [*states[-1]["earlier"], states[-1]["config"]]
     if recipe.pretrained is not False:
         load_encoder(network, None if recipe.pretrained is True else Path(recipe.pretrained))
     return network, []
+
+
+def shipped_checkpoint(path: Path) -> Path:
+    """``path``, or the checkpoint of that name that comes with the package, such as ``small``."""
+    shipped = Path(__file__).parent / "weights" / f"{path}.pt"
+    return shipped if path.suffix == "" and not path.exists() and shipped.exists() else path
 
 
 def add_hints(network: Network, recipe: Recipe, data: Data, resumed: dict[str, Any] | None) -> HintHead | None:
@@ -408,8 +416,35 @@ def mean_of(states: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     return {k: (sum(a[k].double() for a in averages) / len(averages)).to(v.dtype) for k, v in first["average"].items()}
 
 
+def with_planes(weights: dict[str, Tensor], network: nn.Module, old: Sequence[str], new: Sequence[str]) -> dict[str, Tensor]:
+    """The weights of a network that says the planes ``old``, for one that says ``new``: the rest of the last layer is left out.
+
+    Raises:
+        ValueError: there are new planes.
+    """
+    if tuple(old) == tuple(new):
+        return weights
+    if missing := [plane for plane in new if plane not in old]:
+        raise ValueError(f"init: that network does not say {', '.join(missing)}, only {', '.join(old)}; leave init out")
+    kept = torch.tensor([old.index(plane) for plane in new])
+    wanted, fitted = network.state_dict(), {}
+    for name, tensor in weights.items():
+        for axis, (has, wants) in enumerate(zip(tensor.shape, wanted[name].shape, strict=True)):
+            if has != wants:  # channels by plane, each plane's together
+                channels = torch.arange(has).reshape(len(old), -1)[kept].flatten()
+                tensor = tensor.index_select(axis, channels)
+        fitted[name] = tensor
+    return fitted
+
+
 def planes_of(state: dict[str, Any]) -> tuple[str, ...]:
     return tuple(state.get("planes", PLANES))  # checkpoints once said both planes, always
+
+
+def size_of(state: dict[str, Any]) -> tuple[int, int]:
+    """(width, height) that a checkpoint's network was measured at."""
+    size = state["config"]["sizes"][-1]
+    return parse_size(size) if isinstance(size, str) else (size[0], size[1])  # older checkpoints have two numbers
 
 
 def expand(names: Sequence[str], network: Network) -> list[str]:

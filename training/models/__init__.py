@@ -24,6 +24,7 @@ from training.models.unet import UNet
 __all__ = [
     "INITIALISATIONS",
     "MODELS",
+    "OLD_NAMES",
     "Network",
     "build_model",
     "freeze",
