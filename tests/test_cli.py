@@ -421,7 +421,9 @@ def test_starting_costs_nothing(tmp_path: Path, statement: str, also: str) -> No
 def test_help_names_every_command(here: Here) -> None:
     code, out, _ = here("--help")
     assert code == 0
-    for command in ("run", "demo", "parity", "build", "doctor", "calibrate", "train", "distil", "evaluate", "export", "masks"):
+    used = ("run", "demo", "parity", "build", "doctor", "calibrate")
+    made = ("train", "distil", "evaluate", "export", "masks", "summary", "explain")
+    for command in used + made:
         assert f"\n  {command} " in out
 
 

@@ -378,10 +378,9 @@ def start_network(
         return network, resumed["earlier"]
     if paths := run.init or ((Path(recipe.init),) if recipe.init else ()):
         states = [read_checkpoint(shipped_checkpoint(path)) for path in paths]
-        if states[-1]["config"]["model"] not in (recipe.model, *OLD_NAMES):
-            raise ValueError(
-                f"{paths[-1]}: holds the network {states[-1]['config']['model']}, and the recipe says {recipe.model}"
-            )
+        held = states[-1]["config"]["model"]
+        if OLD_NAMES.get(held, held) != recipe.model:
+            raise ValueError(f"{paths[-1]}: holds the network {held}, and the recipe says {recipe.model}")
         network.load_state_dict(with_planes(mean_of(states), network, planes_of(states[-1]), planes))
         return network, [*states[-1]["earlier"], states[-1]["config"]]
     if recipe.pretrained is not False:
