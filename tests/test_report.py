@@ -19,7 +19,8 @@ pytest.importorskip("torch", reason="the extra 'train' is not installed")
 
 from training.datasets import CERTAIN, IGNORE
 from training.logs import RunLog, flatten, write_environment
-from training.report import SHOWN_SHEETS, best_of, metrics_of, prediction_sheet, thinned, write_report
+from training.report import SHOWN_SHEETS, best_of, metrics_of, thinned, write_report
+from training.sheets import prediction_sheet
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 

@@ -49,7 +49,8 @@ from training.models import OLD_NAMES, Network, build_model, freeze, load_encode
 from training.models.pretrained import INPUT_MEAN, INPUT_SCALE
 from training.optimisers import Schedule, build_optimiser, build_schedule, l1_penalty
 from training.recipe import Recipe, parse_size, phases_of
-from training.report import prediction_sheet, write_report
+from training.report import write_report
+from training.sheets import prediction_sheet
 from training.splits import assignment_of, split_samples, write_splits
 
 T = TypeVar("T")
