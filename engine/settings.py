@@ -22,7 +22,7 @@ class Loader(yaml.SafeLoader):
     """YAML 1.1 with 1.2's numbers: ``1e-3`` without a dot is one, not a text."""
 
 
-Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 
 def parse_yaml(text: str) -> Any:
@@ -40,8 +40,7 @@ def read_settings(kind: type[S], path: Path | None, overrides: dict[str, Any]) -
     """
     tree = read_yaml(kind, path) if path else {}
     for key, value in overrides.items():
-        if value is not None:
-            put(tree, key, value, path)
+        put(tree, key, value, path)
     try:
         return kind.model_validate(tree, strict=True)
     except ValidationError as error:

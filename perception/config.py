@@ -74,6 +74,6 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> Config:
             message names the key by its path.
     """
     try:
-        return read_settings(Config, path, overrides)
+        return read_settings(Config, path, {key: value for key, value in overrides.items() if value is not None})
     except ValueError as error:
         raise BadInput(str(error)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,7 +72,9 @@ def train(
 
             run = Run(data, out, splits, views, tuple(init or ()), threads, workers, device, tensorboard)
             try:
-                print(f"checkpoint {run_training(settings, run)}")
+                last = run_training(settings, run)
+                if os.environ.get("RANK", "0") == "0":
+                    print(f"checkpoint {last}")
             except NotFinite as error:
                 raise FreespaceError(str(error)) from error
 

@@ -77,14 +77,19 @@ def test_everything_is_on_disk_after_an_epoch(tmp_path: Path) -> None:
     log.close()
 
 
-def test_other_columns_are_refused_and_a_fresh_run_has_its_own(tmp_path: Path) -> None:
+def test_columns_that_come_later_are_empty_before(tmp_path: Path) -> None:
     write_epochs(tmp_path, 1, 1)
-    other = {"epoch": 2, "step": 4, "loss": 0.1, "parts": {"dice": 0.1}, "rate": 0.1, "gradient_norm": 1.0, "seconds": 0.1}
-    with RunLog(tmp_path, epochs_done=1) as log, pytest.raises(ValueError, match=r"steps\.csv: has no column loss/dice"):
-        log.step(**other)
-    with RunLog(tmp_path) as log:
-        log.step(**other)
-    assert (tmp_path / "steps.csv").read_text().startswith("epoch,step,loss,loss/dice,")
+    later = {"epoch": 2, "step": 4, "loss": 0.1, "parts": {"dice": 0.5}, "rate": 0.1, "gradient_norm": 1.0, "seconds": 0.1}
+    with RunLog(tmp_path, epochs_done=1) as log:
+        log.step(**later)
+        log.epoch({"epoch": 2, "loss": 0.1, "dev": {"a/freespace": {"iou": 0.5, "precision": 0.25}}})
+    with open(tmp_path / "steps.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["loss/dice"] for row in rows] == ["", "", "", "0.5"]
+    assert rows[3]["loss/bce"] == ""
+    with open(tmp_path / "epochs.csv", newline="") as file:
+        assert [row["dev/a/freespace/precision"] for row in csv.DictReader(file)] == ["", "0.25"]
+    assert write_report(tmp_path).exists()
 
 
 @pytest.mark.parametrize(

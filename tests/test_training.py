@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import gc
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -21,7 +23,7 @@ from engine import DEFAULT_MODEL, open_engine, read_contract  # noqa: E402
 from perception.synthetic import render, scene_from_uri  # noqa: E402
 from training.augment import augment  # noqa: E402
 from training.datasets import CERTAIN, IGNORE, Sample, epoch_indices, find_samples, read_sample, split_of  # noqa: E402
-from training.evaluate import evaluate_model  # noqa: E402
+from training.evaluate import evaluate_model, trained_on  # noqa: E402
 from training.export import export_model, load_network, recipe  # noqa: E402
 from training.health import NotFinite  # noqa: E402
 from training.losses import bce_and_dice  # noqa: E402
@@ -29,7 +31,7 @@ from training.metrics import Counts, count  # noqa: E402
 from training.models import build_model  # noqa: E402
 from training.models.freespace_net import FreespaceNet, start_as_bilinear  # noqa: E402
 from training.recipe import Recipe, load_recipe  # noqa: E402
-from training.trainer import Run, ahead, read_checkpoint, train  # noqa: E402
+from training.trainer import Run, ahead, read_checkpoint, size_of, train, with_planes  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -204,9 +206,10 @@ def test_training_learns_and_logs(checkpoint: Path) -> None:
     assert log[1]["loss"] < log[0]["loss"]
 
 
-def losses(run: Path) -> list[list[str]]:
+def losses(run: Path) -> list[dict[str, str]]:
     """Every step's row but for its seconds."""
-    return [line.split(",")[:-1] for line in (run / "steps.csv").read_text().splitlines()]
+    with open(run / "steps.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
 def test_resumed_run_equals_an_uninterrupted_one(data: Path, tmp_path: Path) -> None:
@@ -227,7 +230,7 @@ def test_resumed_run_equals_an_uninterrupted_one(data: Path, tmp_path: Path) -> 
     assert read_checkpoint(tmp_path / "cut/last.pt")["epoch"] == 1
     resumed = train(recipe, run_in(tmp_path / "cut", data))
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
-    assert len(losses(tmp_path / "whole")) == 1 + 3 * 4
+    assert len(losses(tmp_path / "whole")) == 3 * 4
     one, other = (read_checkpoint(path) for path in (whole, resumed))
     assert all(torch.equal(one["model"][k], other["model"][k]) for k in one["model"])
     assert all(torch.equal(one["average"][k], other["average"][k]) for k in one["average"])
@@ -317,6 +320,89 @@ def test_other_optimisers_learn_with_l1_and_a_sum_of_losses(optimiser: str, data
     assert "loss/focal,loss/lovasz,loss/boundary" in columns
 
 
+def test_phases_may_have_losses_of_their_own_and_clip_what_learns_alone(data: Path, tmp_path: Path) -> None:
+    """Gradients of a stage that a later phase freezes are not in its norm: a run resumed between them is the same."""
+    phases = [{"epochs": 1, "loss": "bce"}, {"epochs": 1, "loss": "dice + bce", "freeze": ["encoder"], "sizes": ["64x64"]}]
+    recipe = small_recipe(phases=phases, optimiser={"clip": 0.1})
+    whole = train(recipe, run_in(tmp_path / "whole", data))
+
+    def stop_after_first_epoch(path: Path, state: dict[str, Any]) -> None:
+        torch.save(state, str(path))
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.trainer.save_checkpoint", stop_after_first_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, run_in(tmp_path / "cut", data))
+    train(recipe, run_in(tmp_path / "cut", data))
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert [row["loss/dice"] != "" for row in losses(tmp_path / "whole")] == [False] * 4 + [True] * 4
+    assert size_of(read_checkpoint(whole)) == (64, 64), "the size it was measured at last"
+
+
+def test_models_remember_what_the_weights_before_them_saw(data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    own = tmp_path / "data/mine"
+    (own / "images").mkdir(parents=True)
+    (own / "labels/freespace").mkdir(parents=True)
+    for i in range(6):
+        cv2.imwrite(str(own / f"images/drive{i}_0.jpg"), np.full((64, 96, 3), 90, np.uint8))
+        label = np.zeros((64, 96), np.uint8)
+        label[32:] = 1
+        cv2.imwrite(str(own / f"labels/freespace/drive{i}_0.png"), label)
+    path = train(small_recipe(epochs=1), run_in(tmp_path / "run", tmp_path / "data", init=(checkpoint,)))
+    state = read_checkpoint(path)
+    assert state["planes"] == ["freespace"], "of two planes the one that is labelled"
+    assert set(state["images"]) == {"bdd100k", "camvid", "idd_lite", "mine"}
+    export_model(path, tmp_path / "m.onnx")
+    contract = read_contract(tmp_path / "m.onnx")
+    assert contract.input_size == (96, 64)
+    assert "CamVid" in contract.metadata["freespace.training_data"]
+    trained = json.loads((tmp_path / "run/splits.json").read_text())["train"]["mine"]
+    assert json.loads(contract.metadata["freespace.trained_sequences"]) == {"mine": sorted(trained)}
+    samples = find_samples(tmp_path / "data")
+    assert trained_on(contract.metadata, samples) == len(trained)
+
+
+def test_planes_keep_their_weights_when_one_is_left_out(checkpoint: Path) -> None:
+    state = read_checkpoint(checkpoint)
+    both, one = build_model("small", 2).eval(), build_model("small", 1).eval()
+    both.load_state_dict(state["average"])
+    one.load_state_dict(with_planes(state["average"], one, ("freespace", "ego"), ("ego",)))
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(one(x)[:, 0], both(x)[:, 1], atol=1e-6)
+    with pytest.raises(ValueError, match="does not say ego"):
+        with_planes(state["average"], both, ("freespace",), ("freespace", "ego"))
+
+
+def test_views_of_other_splits_are_refused(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "views").mkdir()
+    (tmp_path / "views/views.json").write_text(json.dumps({"sequences": {"camvid": ["val/1"]}}))
+    with pytest.raises(ValueError, match=r"holds views of camvid/val/1, which is not in train"):
+        train(small_recipe(epochs=1), run_in(tmp_path / "run", data, views=tmp_path / "views"))
+    (tmp_path / "views/views.json").write_text("{")
+    with pytest.raises(ValueError, match=r"views\.json: not JSON"):
+        train(small_recipe(epochs=1), run_in(tmp_path / "run", data, views=tmp_path / "views"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"phases": [{"epochs": 1}, {"freeze": ["stage77"]}]}, "unknown stage stage77"),
+        ({"phases": [{"epochs": 1}, {"loss": "bse"}]}, "unknown loss 'bse'"),
+        ({"phases": [{"epochs": 1}, {"freeze": ["encoder", "decoder"]}]}, "nothing to learn"),
+        ({"sizes": ["100x60"]}, "wants multiples of 32"),
+        ({"shares": {"camwid": 1.0}}, "no data set is called camwid"),
+        ({"stop_after": 3}, "no images in dev"),
+        ({"hints": {"weight": 1.0}}, "the views have no hints"),
+    ],
+)
+def test_mistakes_stop_a_run_before_it_begins(changes: dict[str, Any], message: str, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(small_recipe(**changes), run_in(tmp_path / "run", data))
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
     """The same command under torchrun, gloo between them: what one process makes of the same batches."""
     small = ["epochs=1", "samples_per_epoch=8", "batch=4", "sizes=[96x64]", "pretrained=false", "dropout=0.0", "precision=fp32"]
@@ -325,26 +411,59 @@ def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
     command += [part for setting in small + gentle for part in ("--set", setting)]
     alone = [sys.executable, "-m", "perception.cli"]
     together = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "perception.cli"]
-    states = []
     for name, start in (("one", alone), ("two", together)):
         done = subprocess.run([*start, *command, "--out", str(tmp_path / name)], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        states.append(read_checkpoint(tmp_path / name / "last.pt"))
-    one, two = states
-    assert losses(tmp_path / "one")[0] == losses(tmp_path / "two")[0]
-    for mine, theirs in zip(losses(tmp_path / "one")[1:], losses(tmp_path / "two")[1:], strict=True):
-        assert [float(x) for x in mine[:6]] == pytest.approx([float(x) for x in theirs[:6]], rel=1e-3)
-    start = build_start(one)
-    moved = torch.cat([(one["model"][k] - start[k]).flatten() for k in start if one["model"][k].ndim == 4])
-    apart = torch.cat([(one["model"][k] - two["model"][k]).flatten() for k in start if one["model"][k].ndim == 4])
-    assert apart.norm() < 0.02 * moved.norm()
-    norms = [k for k in start if k.endswith("running_var")]
-    assert all(torch.allclose(one["model"][k], two["model"][k], rtol=1e-2) for k in norms)
+        assert done.stdout.count("checkpoint ") == 1, "one process speaks for all"
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert one[0].keys() == two[0].keys()
+    for mine, theirs in zip(one, two, strict=True):
+        assert float(mine["loss"]) == pytest.approx(float(theirs["loss"]), rel=1e-3)
+    assert read_checkpoint(tmp_path / "two/last.pt")["epoch"] == 1
 
 
-def build_start(state: dict[str, Any]) -> dict[str, Any]:
-    torch.manual_seed(state["config"]["seed"])
-    return build_model(state["config"]["model"], len(state["planes"])).state_dict()
+GRADIENTS = """
+import sys, torch
+from training.distributed import join, shared
+from training.losses import parse_loss
+from training.models import build_model, freeze
+
+with join("cpu") as world:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    network = build_model("small", 2, dropout=0.0).double().train()
+    freeze(network, ["stem"])
+    images = torch.randn(4, 3, 64, 64, dtype=torch.double)
+    targets = torch.randint(0, 256, (4, 2, 64, 64), dtype=torch.uint8)
+    targets[0, 1] = targets[3] = 255  # unequal shares of what is known
+    part = world.share(4)
+    together = shared(network, world)  # to be kept until the gradients are there
+    logits = world.gather(together(images[part]))
+    loss = parse_loss("bce + 0.5*dice + lovasz")(logits, world.gather(targets[part]))
+    (loss * world.size).backward()
+    if world.first:
+        found = {k: p.grad for k, p in network.named_parameters() if p.grad is not None}
+        torch.save({"loss": loss.detach(), "gradients": found, "buffers": dict(network.named_buffers())}, sys.argv[1])
+"""
+
+
+def test_gradients_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
+    """In float64, where rounding cannot hide a wrong factor: losses, gradients and the norms' statistics."""
+    script = tmp_path / "gradients.py"
+    script.write_text(GRADIENTS)
+    together = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    for name, start in (("one", []), ("two", together)):
+        command = [sys.executable, *start, str(script), str(tmp_path / f"{name}.pt")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+        assert done.returncode == 0, done.stderr
+    one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two"))
+    assert torch.allclose(one["loss"], two["loss"], rtol=1e-12)
+    assert one["gradients"].keys() == two["gradients"].keys()
+    assert not any(name.startswith("encoder.stem") for name in one["gradients"])
+    largest = max(g.abs().max() for g in one["gradients"].values())
+    assert all(torch.allclose(g, two["gradients"][k], rtol=1e-6, atol=1e-9 * largest) for k, g in one["gradients"].items())
+    assert all(torch.allclose(b.double(), two["buffers"][k].double(), rtol=1e-6) for k, b in one["buffers"].items())
 
 
 def test_export_and_evaluate(data: Path, checkpoint: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from training.augment import random_view, take_view
 from training.datasets import CERTAIN, FOOTAGE, IGNORE, PLANES, READERS, VIEWS_FILE, Sample, read_sample
 from training.hints import HINT_SUFFIX, Moments
+from training.splits import assignment_of
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -62,6 +63,8 @@ class Teacher:
         elsewhere, drivable = outputs[0][0]
         if self.layer:
             self.hint = np.array(outputs[len(outputs) - 1][0], np.float32)
+            if self.hint.ndim != 3:
+                raise ValueError(f"hints: {self.layer} is {self.hint.ndim + 1}-dimensional; wanted a feature map (1, C, h, w)")
         return np.asarray(1 / (1 + np.exp(elsewhere - drivable)), np.float32)
 
 
@@ -98,8 +101,11 @@ def write_views(
             save(folder / f"{stem}.png", np.dstack([*targets, np.zeros_like(targets[0])]))
             save(folder / f"{stem}.jpg", view)
             counts[name] = counts.get(name, 0) + 1
+    if not counts:
+        raise ValueError(f"no views: none of {', '.join(views)} is here, or each is asked for 0 times; see --views")
     origin: dict[str, Any] = {"teacher": teacher.identity, "footage": [path.name for path in footage], "views": counts}
-    if teacher.layer and counts:
+    origin["sequences"] = assignment_of({"train": [s for s in samples if views.get(s.dataset)]})["train"]
+    if teacher.layer:
         origin["hints"] = moments.origin(teacher.layer)
     (out / VIEWS_FILE).write_text(json.dumps(origin, indent=2) + "\n")
     return sum(counts.values())

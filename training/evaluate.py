@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ from training.metrics import (
     table,
     worst,
 )
-from training.splits import split_samples
+from training.splits import parse_entry, split_samples, unit_of
+
+KEY_SEQUENCES = "freespace.trained_sequences"  # of a model file: own data sets and their sequences, as in a file of splits
 
 Row = tuple[str, str, str]  # data set, condition, plane
 
@@ -103,7 +106,21 @@ def evaluate_model(
     samples = split_samples(find_samples(data), file=splits)[split]
     if not samples:
         raise ValueError(f"no labelled images in split {split!r} below {data}")
+    if seen := trained_on(engine.contract.metadata, samples):
+        print(f"note: the model was trained on {seen} of these {len(samples)} images; give its --splits", file=sys.stderr)
     return evaluate_samples(engine, samples, data, threshold)
+
+
+def trained_on(metadata: Mapping[str, str], samples: Sequence[Sample]) -> int:
+    """How many of the samples are of sequences that a model file says it was trained on."""
+    held = json.loads(metadata.get(KEY_SEQUENCES, "{}"))
+    entries = {dataset: [parse_entry(text) for text in texts] for dataset, texts in held.items()}
+
+    def seen(sample: Sample) -> bool:
+        own = entries.get(sample.dataset, ())
+        return any(entry.sequence == unit_of(sample) and entry.holds(sample.image.stem) for entry in own)
+
+    return sum(map(seen, samples))
 
 
 def evaluate_samples(engine: Engine, samples: Iterable[Sample], data: Path, threshold: float = 0.5) -> dict[Row, Result]:

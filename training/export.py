@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from engine import open_engine
 from engine.contract import CONTRACT_VERSION, INPUT_NAME, KEY_PLANES, KEY_RESIZE, KEY_VERSION, OUTPUT_NAME
 from engine.graph import as_fp16
-from training.evaluate import weights_sha256
+from training.datasets import READERS
+from training.evaluate import KEY_SEQUENCES, weights_sha256
 from training.models import build_model
-from training.trainer import mean_of, normalise, planes_of, read_checkpoint, save_checkpoint, size_of
+from training.trainer import images_of, mean_of, normalise, planes_of, read_checkpoint, save_checkpoint, size_of
 
 OPSET = 18
-PLACES = ("data", "out", "init", "views", "threads", "device")  # in recipes of older checkpoints: of a machine, no settings
+PLACES = ("out", "views", "threads", "device")  # in recipes of older checkpoints: of a machine, no settings
 DATA_TERMS = {
     "camvid": "CamVid (Cambridge-driving Labeled Video Database, academic use)",
     "idd_lite": "IDD Lite (India Driving Dataset, research use, no redistribution)",
@@ -66,7 +67,17 @@ def load_network(*checkpoints: Path) -> tuple[nn.Module, dict[str, Any]]:
     state = states[-1]
     network = build_model(state["config"]["model"], len(planes_of(state)))
     network.load_state_dict(mean_of(states))
-    return network.eval(), state
+    return network.eval(), state | {"images": images_of(states, {}), "sequences": sequences_of(states)}
+
+
+def sequences_of(states: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """Sequences of data sets of one's own that a training saw; the splits of public ones are the same for all."""
+    found: dict[str, set[str]] = {}
+    for state in states:
+        for dataset, sequences in state.get("sequences", {}).items():
+            if dataset not in READERS:
+                found.setdefault(dataset, set()).update(sequences)
+    return {dataset: sorted(sequences) for dataset, sequences in found.items()}
 
 
 def export_model(
@@ -94,6 +105,8 @@ def export_model(
     paths = [checkpoints] if isinstance(checkpoints, Path) else list(checkpoints)
     network, state = load_network(*paths)
     metrics = json.loads(report.read_text()) if report else {}
+    if not isinstance(metrics, dict):
+        raise ValueError(f"{report}: not a report of 'freespace evaluate'")
     metrics.pop("images", None)  # of each image: long, and of no use in a model file
     if precision not in PARITY_LIMITS:
         raise ValueError(f"precision {precision!r}: wanted {' or '.join(PARITY_LIMITS)}")
@@ -120,6 +133,7 @@ def export_model(
                 "freespace.training_data": training_data(state),
                 "freespace.recipe": json.dumps(recipe(state)),
                 "freespace.averaged_checkpoints": str(len(paths)),
+                KEY_SEQUENCES: json.dumps(state["sequences"]),
                 "freespace.distillation": json.dumps(state.get("views", {})),
                 "freespace.metrics": json.dumps(metrics),
                 "freespace.source_revision": source_revision(),
@@ -172,14 +186,22 @@ def write_graph(deployed: nn.Module, path: Path, size: tuple[int, int], planes: 
 
 def recipe(state: dict[str, Any]) -> list[dict[str, Any]]:
     """The settings of every phase of training, first to last, without paths."""
-    return [{k: v for k, v in phase.items() if k not in PLACES} for phase in (*state["earlier"], state["config"])]
+    phases = [{k: v for k, v in phase.items() if k not in PLACES} for phase in (*state["earlier"], state["config"])]
+    phases = [{k: v for k, v in phase.items() if k != "data" or isinstance(v, dict)} for phase in phases]
+    for phase in phases:
+        for key in ("pretrained", "init"):
+            if isinstance(phase.get(key), str):
+                phase[key] = Path(phase[key]).name
+    return phases
 
 
 def training_data(state: dict[str, Any]) -> str:
     """What the weights were trained on, with its terms."""
     sets = [f"{DATA_TERMS.get(name, name)}, {n} images" for name, n in state["images"].items() if n]
     pretrained = (*state["earlier"], state["config"])[0]["pretrained"]
-    return "; ".join([*sets, IMAGENET] if pretrained else sets)
+    if pretrained:
+        sets.append(IMAGENET if pretrained is True else f"encoder initialised from {Path(pretrained).name}")
+    return "; ".join(sets)
 
 
 def fold_constants(model: onnx.ModelProto) -> None:

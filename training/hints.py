@@ -48,6 +48,8 @@ class HintHead(nn.Module):
         with torch.no_grad():
             network.eval()(torch.zeros(1, 3, 64, 64))
         network.train(training)
+        if not self.felt or self.felt[-1].ndim != 4:
+            raise ValueError(f"hints.layer: {layer!r} takes no feature map by itself; name a layer within it")
         width = self.felt.pop().shape[1]
         self.head = nn.Sequential(nn.Conv2d(width, 2 * channels, 1), nn.ReLU(), nn.Conv2d(2 * channels, channels, 1))
 

@@ -28,7 +28,8 @@ class RunLog:
     ``steps.csv`` has a row per step of the optimiser: epoch, step, loss, ``loss/<part>`` for each part, rate,
     gradient_norm, seconds. ``log.jsonl`` has the entry of each epoch, and ``epochs.csv`` the same, flat: a nested
     ``{"dev": {"camvid/freespace": {"iou": 0.9}}}`` is the column ``dev/camvid/freespace/iou``. Columns are those of the
-    first row. Numbers are written in full, so equal files mean equal runs. Everything is on disk after each epoch.
+    first row, and those that come later. Numbers are written in full, so equal files mean equal runs. Everything is on disk
+    after each epoch.
     """
 
     def __init__(self, run: Path, *, epochs_done: int = 0, tensorboard: bool = False) -> None:
@@ -58,11 +59,7 @@ class RunLog:
         gradient_norm: float,
         seconds: float,
     ) -> None:
-        """One step of the optimiser; ``epoch`` and ``step`` count from 1 over the whole run, ``rate`` is the step's own.
-
-        Raises:
-            ValueError: the parts differ from those in the file.
-        """
+        """One step of the optimiser; ``epoch`` and ``step`` count from 1 over the whole run, ``rate`` is the step's own."""
         losses = {"loss": loss, **{f"loss/{name}": value for name, value in parts.items()}}
         rates = {"rate": rate, "gradient_norm": gradient_norm}
         self._steps.add({"epoch": epoch, "step": step, **losses, **rates, "seconds": seconds})
@@ -72,11 +69,7 @@ class RunLog:
                 self._writer.add_scalar(tag if "/" in tag else f"step/{tag}", value, step)
 
     def epoch(self, entry: Mapping[str, Any]) -> None:
-        """The epoch's entry: ``epoch`` and whatever else, nested; then everything is flushed to disk.
-
-        Raises:
-            ValueError: it has a number that the first entry had not.
-        """
+        """The epoch's entry: ``epoch`` and whatever else, nested; then everything is flushed to disk."""
         flat = flatten(plain(entry))
         self._epochs.add({"epoch": entry["epoch"], **flat})
         self._log.write(json.dumps(plain(entry)) + "\n")
@@ -105,7 +98,7 @@ class RunLog:
 
 
 class Table:
-    """A CSV file that rows are appended to; its columns are those of the first row.
+    """A CSV file that rows are appended to. A column that comes later is empty in the rows before it.
 
     Attributes:
         last: the last row that was kept of an earlier run, as text by column.
@@ -119,17 +112,20 @@ class Table:
         self._writer = csv.writer(self._file, lineterminator="\n")
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Append; a column without a value stays empty. Raises ValueError: there is a value without a column."""
-        if not self.columns:
-            self.columns = list(row)
-            self._writer.writerow(self.columns)
-        strange = [name for name in row if name not in self.columns]
-        if strange:
-            raise ValueError(
-                f"{self.path}: has no column {', '.join(strange)}, so these rows come from other settings; "
-                "log to another folder, or remove the file"
-            )
+        """Append; a column without a value stays empty."""
+        if new := [name for name in row if name not in self.columns]:
+            self._widen(new)
         self._writer.writerow([row.get(name, "") for name in self.columns])
+
+    def _widen(self, names: Sequence[str]) -> None:
+        self._file.close()
+        _, *rows = csv.reader(io.StringIO(self.path.read_text(encoding="utf-8"))) if self.columns else [[]]
+        self.columns = [*self.columns, *names]
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([self.columns, *(row + [""] * len(names) for row in rows)])
+        write_whole(self.path, out.getvalue().encode())
+        self._file = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115 - open for the whole run
+        self._writer = csv.writer(self._file, lineterminator="\n")
 
     def flush(self) -> None:
         self._file.flush()

@@ -215,8 +215,10 @@ class Schedule:
     def epoch(self, metric: float) -> None:
         """To be called after every epoch with the metric on the development split, higher being better.
 
-        Only ``plateau`` listens. NaN counts as no growth.
+        Only ``plateau`` listens. NaN says nothing: there is no development split.
         """
+        if math.isnan(metric):
+            return
         if metric > self.best + IMPROVED:
             self.best, self.waited = metric, 0
         else:

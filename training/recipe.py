@@ -14,6 +14,7 @@ from engine.settings import Section, parse_yaml, read_settings
 Size = Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*$")]
 Rate = Annotated[float, Field(gt=0)]
 Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Factors = dict[str, Annotated[float, Field(ge=0)]]
 
@@ -23,7 +24,7 @@ RECIPES = resources.files("training") / "recipes"
 class DataConfig(Section):
     """How the data are split and kept."""
 
-    seed: int = 1  # of the split of data sets that bring none
+    seed: Seed = 1  # of the split of data sets that bring none
     dev: Fraction = 0.05  # shares of the sequences kept for choices,
     val: Fraction = 0.2  # and for the report alone
     cache_width: Annotated[int, Field(ge=32)] = 576  # wider images are shrunk once, pixels
@@ -91,8 +92,8 @@ class Recipe(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     ema: Fraction = 0.998  # of the moving average that is deployed; 0: the weights themselves
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # bf16 on a CPU, fp16 on a GPU without bf16
-    stop_after: Annotated[int, Field(ge=0)] = 0  # epochs without a better dev IoU; 0: never
-    seed: int = 1
+    stop_after: Annotated[int, Field(ge=0)] = 0  # end the run after so many epochs without a better dev IoU; 0: never
+    seed: Seed = 1
 
     phases: list[dict[str, Any]] = Field(default=[])  # settings that each phase changes, one after the other; []: one phase
 
@@ -119,22 +120,14 @@ def load_recipe(name: str | None, overrides: dict[str, Any]) -> Recipe:
                 raise ValueError(f"no recipe {name!r}; there are {', '.join(recipe_names())}, or give a .yaml file")
     recipe = read_settings(Recipe, path, overrides)
     phases_of(recipe)
+    if "epochs" in overrides and any("epochs" in phase for phase in recipe.phases):
+        raise ValueError(f"epochs: the phases of {name} name theirs; give --set 'phases=[{{epochs: 1}}, ...]', or phases=[]")
     return recipe
 
 
-FIXED = (
-    "model",
-    "planes",
-    "pretrained",
-    "initialisation",
-    "dropout",
-    "data",
-    "seed",
-    "phases",
-    "precision",
-    "stop_after",
-    "ema",
-)
+# What holds for the whole run.
+FIXED = {"model", "init", "planes", "pretrained", "initialisation", "dropout", "data", "hints", "seed", "phases", "precision"}
+FIXED |= {"stop_after", "ema"}
 
 
 def phases_of(recipe: Recipe) -> list[Recipe]:
@@ -146,8 +139,9 @@ def phases_of(recipe: Recipe) -> list[Recipe]:
     common = recipe.model_dump(exclude={"phases"})
     phases = []
     for number, changes in enumerate(recipe.phases or [{}], 1):
-        fixed = [key for key in changes if key in FIXED]
-        if fixed:
+        if dotted := [key for key in changes if "." in key]:
+            raise ValueError(f"phases: phase {number}: {dotted[0]}: write it as a section, such as optimiser: {{rate: 1e-4}}")
+        if fixed := [key for key in changes if key in FIXED]:
             raise ValueError(f"phases: phase {number} changes {', '.join(fixed)}, which hold for the whole run")
         try:
             phases.append(read_settings(Recipe, None, merge(common, changes)))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import queue
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,8 +29,10 @@ from engine.preprocess import fit, resample
 from training.augment import apply_effects, choose, parse_augmentation, take_view, view_matrix
 from training.datasets import (
     CERTAIN,
+    FOOTAGE,
     IGNORE,
     PLANES,
+    READERS,
     VIEWS_FILE,
     Cache,
     Sample,
@@ -55,7 +57,7 @@ from training.splits import assignment_of, split_samples, write_splits
 
 T = TypeVar("T")
 
-LAST, BEST = "last.pt", "best.pt"
+LAST, BEST, REPORT = "last.pt", "best.pt", "report.html"
 SHEET_IMAGES = 12
 LEAST_BATCHES = 30  # of an epoch, where the recipe does not say
 PLANE_LOOKS = 50  # labels of a data set that are read to know which planes it has
@@ -148,14 +150,13 @@ class Training:
     def __init__(self, recipe: Recipe, run: Run, world: World) -> None:
         self.recipe, self.run, self.world = recipe, run, world
         self.phases = phases_of(recipe)
-        for phase in self.phases:
-            world.share(phase.batch)
-            parse_augmentation(phase.augment)
         self.last = run.out / LAST
-        resumed = load_checkpoint(self.last, recipe) if self.last.exists() else None
-        self.data = gather_data(recipe, run, resumed is not None)
-        self.network, self.earlier = start_network(recipe, run, self.data.planes, resumed)
+        resumed = load_checkpoint(self.last, recipe, run) if self.last.exists() else None
+        self.data = gather_data(recipe, run, resumed)
+        self.network, self.earlier, self.images = start_network(recipe, run, self.data, resumed)
         self.hinted = add_hints(self.network, recipe, self.data, resumed)
+        for phase in self.phases:
+            check_phase(phase, self.network, self.hinted, self.data, world)
         (self.hinted or self.network).to(world.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = build_model(recipe.model, len(self.data.planes)).to(world.device)
         self.average.load_state_dict(resumed["average"] if resumed else self.network.state_dict())
@@ -165,7 +166,7 @@ class Training:
         self.resumed = resumed
         self.dtype = DTYPES.get(choose_precision(recipe.precision, world.device))
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype is torch.float16)
-        if resumed:
+        if resumed and resumed["scaler"]:  # empty where that epoch was computed in another precision
             self.scaler.load_state_dict(resumed["scaler"])
 
     @property
@@ -183,6 +184,8 @@ class Training:
         if self.epoch >= self.epochs or self.stopped:
             if self.world.first:
                 print(f"{self.last}: finished already, {self.epoch} epochs")
+                if not (run.out / REPORT).exists():
+                    self.report()
             return self.last
         log = None
         if self.world.first:
@@ -201,16 +204,20 @@ class Training:
             if log:
                 log.close()
         if log:
-            write_sheets(self.average, self.data, self.phases[-1], run.out, self.world.device)
-            print(f"report {write_report(run.out)}")
+            self.report()
         return self.last
+
+    def report(self) -> None:
+        write_sheets(self.average, self.data, self.phases[-1], self.run.out, self.world.device)
+        print(f"report {write_report(self.run.out)}")
 
     def train_phase(self, phase: Recipe, first: int, log: RunLog | None) -> None:
         """The epochs of a phase that begins after ``first``, or what is left of them; it has its own optimiser and schedule."""
         unfreeze(self.network)
         freeze(self.network, expand(phase.freeze, self.network))
-        network = shared(self.hinted or self.network, self.world)
+        (self.hinted or self.network).zero_grad(set_to_none=True)  # what was just frozen would count when gradients are clipped
         optimiser = phase_optimiser(self.network, self.hinted, phase)
+        network = shared(self.hinted or self.network, self.world)
         steps = steps_per_epoch(phase, len(self.data.splits["train"]))
         settings = phase.schedule.model_dump()
         settings["every"] = phase.schedule.every and phase.schedule.every * steps
@@ -239,7 +246,7 @@ class Training:
                 }
                 entry = {"epoch": self.epoch, "loss": mean, "rate": max(schedule.rates), "seconds": seconds}
                 log.epoch(entry | ({"dev": dev} if dev else {}))
-                self.save(optimiser, schedule, health, best)
+                self.save(phase, optimiser, schedule, health, best)
                 say(self.epoch, self.epochs, mean, seconds, rows, best)
             if self.stopped:
                 return
@@ -288,11 +295,14 @@ class Training:
             self.steps += 1
             update_average(self.average, self.network, min(phase.ema, (self.steps + 1) / (self.steps + 10)))
             losses.append(total.item())
+            last = inputs
             if log:
                 values = {name: part.item() for name, part in parts.items()}
                 numbers = {"epoch": epoch + 1, "step": self.steps, "rate": rate, "gradient_norm": norm}
                 log.step(loss=losses[-1], parts=values, seconds=time.perf_counter() - started, **numbers)  # type: ignore[arg-type]
             started = time.perf_counter()
+        if log:
+            health.look(self.network, last)
         return float(np.mean(losses))
 
     def give_up(self, inputs: Tensor, targets: Tensor, loss: Loss) -> None:
@@ -306,16 +316,20 @@ class Training:
         size = parse_size(phase.sizes[-1])
         return evaluate_network(self.average, self.data.splits["dev"], size, self.world.device, self.data.planes)
 
-    def save(self, optimiser: torch.optim.Optimizer, schedule: Schedule, health: GradientHealth, best: bool) -> None:
+    def save(
+        self, phase: Recipe, optimiser: torch.optim.Optimizer, schedule: Schedule, health: GradientHealth, best: bool
+    ) -> None:
         """Write ``last.pt`` and, where this epoch is the best one, ``best.pt``, which has weights enough to be deployed."""
         found = {
             "average": self.average.state_dict(),
             "epoch": self.epoch,
             "config": self.recipe.model_dump(),
             "planes": list(self.data.planes),
+            "size": phase.sizes[-1],
             "earlier": self.earlier,
             "views": self.data.views,
-            "images": dict(sorted(Counter(s.dataset for s in self.data.cache.samples if not s.view).items())),
+            "images": self.images,
+            "sequences": assignment_of({"train": self.data.splits["train"]})["train"],
             "best": self.best,
         }
         state = {
@@ -333,60 +347,127 @@ class Training:
         write_whole(self.run.out / "health.json", json.dumps(plain(health.report()), indent=1).encode())
 
 
-def gather_data(recipe: Recipe, run: Run, resumed: bool) -> Data:
-    """Raises FileNotFoundError: there is nothing to train on."""
+def gather_data(recipe: Recipe, run: Run, resumed: dict[str, Any] | None) -> Data:
+    """Raises FileNotFoundError: there is nothing to train on. Raises ValueError: data and recipe do not fit each other."""
     file = run.splits or (run.out / SPLITS_FILE if resumed and (run.out / SPLITS_FILE).exists() else None)
     splits = split_samples(find_samples(run.data), recipe.data.seed, recipe.data.fractions, file)
     if not splits["train"]:
         raise FileNotFoundError(f"no images for training below {run.data}: all of them are in dev or val")
     views = find_views(run.views) if run.views else []
     cache = Cache(splits["train"] + views, recipe.data.cache_width, recipe.data.cache_mb * 1_000_000)
-    planes = tuple(recipe.planes) or labelled_planes(splits["train"])
+    shares = {name for phase in phases_of(recipe) for name in phase.shares}
+    if absent := shares - {sample.dataset for sample in cache.samples} - {*READERS, FOOTAGE}:
+        raise ValueError(f"shares: no data set is called {', '.join(sorted(absent))}")
+    origin = read_origin(run.views) if run.views else {}
+    if leaked := leaks(origin, splits):
+        raise ValueError(
+            f"{run.views}: holds views of {leaked}, which is not in train; write them anew, with the same --splits"
+        )
+    wanted = resumed["planes"] if resumed else recipe.planes or labelled_planes(splits["train"], bool(views))
+    planes = tuple(plane for plane in PLANES if plane in wanted)
     if len(planes) > 1 and any("cross_entropy" in phase.loss for phase in phases_of(recipe)):
         raise ValueError(
             "loss: cross_entropy takes planes for exclusive classes, and freespace and ego are not; set planes: [freespace]"
         )
-    origin = json.loads((run.views / VIEWS_FILE).read_text()) if run.views else {}
     return Data(splits, cache, planes, [PLANES.index(p) for p in planes], origin)
 
 
-def labelled_planes(samples: Sequence[Sample]) -> tuple[str, ...]:
-    """The planes that at least one image has pixels of, by what annotators drew."""
-    wanted = dict.fromkeys(PLANES, False)
-    seen: dict[str, int] = {}
+def read_origin(views: Path) -> dict[str, Any]:
+    """What ``views.json`` says. Raises ValueError: it is broken."""
+    try:
+        origin: dict[str, Any] = json.loads((views / VIEWS_FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{views / VIEWS_FILE}: not JSON; write the views anew") from error
+    return origin
+
+
+def leaks(origin: dict[str, Any], splits: dict[str, list[Sample]]) -> str:
+    """A sequence of dev or val that the views show, "" where there is none."""
+    kept = assignment_of({name: splits[name] for name in ("dev", "val")})
+    for held in kept.values():
+        for dataset, sequences in held.items():
+            both = set(sequences) & set(origin.get("sequences", {}).get(dataset, ()))
+            if both:
+                return f"{dataset}/{min(both)}"
+    return ""
+
+
+def labelled_planes(samples: Sequence[Sample], views: bool) -> tuple[str, ...]:
+    """The planes that annotators drew, by a look at labels all over each data set; views have scores for all."""
+    if views:
+        return PLANES
+    sets: dict[str, list[Sample]] = {}
     for sample in samples:
-        seen[sample.dataset] = seen.get(sample.dataset, 0) + 1
-        if seen[sample.dataset] <= PLANE_LOOKS and not all(wanted.values()):
+        sets.setdefault(sample.dataset, []).append(sample)
+    drawn = set()
+    for own in sets.values():
+        for sample in own[:: max(1, len(own) // PLANE_LOOKS)]:
             planes = read_sample(sample, strict=True)[1]
-            for name, plane in zip(PLANES, planes, strict=True):
-                wanted[name] |= bool((plane == 1).any())
-    found = tuple(name for name, there in wanted.items() if there)
-    if not found:
-        raise ValueError(
-            f"the first {PLANE_LOOKS} labels of each data set show no {' and no '.join(PLANES)}; is the mapping right?"
-        )
-    return found
+            drawn |= {name for name, plane in zip(PLANES, planes, strict=True) if (plane == 1).any()}
+            if drawn == set(PLANES):
+                return PLANES
+    if not drawn:
+        raise ValueError(f"the labels show no {' and no '.join(PLANES)}; is the mapping right?")
+    return tuple(name for name in PLANES if name in drawn)
+
+
+def check_phase(phase: Recipe, network: Network, hinted: HintHead | None, data: Data, world: World) -> None:
+    """Raises ValueError now for what would stop the run when the phase begins."""
+    world.share(phase.batch)
+    parse_augmentation(phase.augment)
+    parse_loss(phase.loss)
+    for size in phase.sizes:
+        if any(side % network.stride for side in parse_size(size)):
+            raise ValueError(f"sizes: {size}: {phase.model} wants multiples of {network.stride}")
+    if phase.schedule.name == "plateau" and not data.splits["dev"] and world.first:
+        print("note: no images in dev, so the plateau schedule will not cut the rate", file=sys.stderr)
+    if phase.stop_after and not data.splits["dev"]:
+        raise ValueError("stop_after: there are no images in dev to see an improvement on; set data.dev, or leave it out")
+    unfreeze(network)
+    freeze(network, expand(phase.freeze, network))
+    settings = phase.schedule.model_dump() | {"every": None}
+    build_schedule(phase_optimiser(network, hinted, phase), steps=1000, **settings)
 
 
 def start_network(
-    recipe: Recipe, run: Run, planes: tuple[str, ...], resumed: dict[str, Any] | None
-) -> tuple[Network, list[dict[str, Any]]]:
-    """The network as training starts or goes on, and the recipes of the trainings before."""
+    recipe: Recipe, run: Run, data: Data, resumed: dict[str, Any] | None
+) -> tuple[Network, list[dict[str, Any]], dict[str, int]]:
+    """The network as training starts or goes on, the recipes of the trainings before, and how many images of which data set
+    it will have learnt from in all of them."""
     torch.manual_seed(recipe.seed)
-    network = build_model(recipe.model, len(planes), dropout=recipe.dropout, initialisation=recipe.initialisation)
+    network = build_model(recipe.model, len(data.planes), dropout=recipe.dropout, initialisation=recipe.initialisation)
+    own = Counter(sample.dataset for sample in data.splits["train"])
     if resumed:
         network.load_state_dict(resumed["model"])
-        return network, resumed["earlier"]
+        return network, resumed["earlier"], resumed["images"]
     if paths := run.init or ((Path(recipe.init),) if recipe.init else ()):
         states = [read_checkpoint(shipped_checkpoint(path)) for path in paths]
-        held = states[-1]["config"]["model"]
-        if OLD_NAMES.get(held, held) != recipe.model:
-            raise ValueError(f"{paths[-1]}: holds the network {held}, and the recipe says {recipe.model}")
-        network.load_state_dict(with_planes(mean_of(states), network, planes_of(states[-1]), planes))
-        return network, [*states[-1]["earlier"], states[-1]["config"]]
+        if network_of(states[-1]) != recipe.model:
+            raise ValueError(f"{paths[-1]}: holds the network {network_of(states[-1])}, and the recipe says {recipe.model}")
+        network.load_state_dict(with_planes(mean_of(states), network, planes_of(states[-1]), data.planes))
+        return network, [*states[-1]["earlier"], states[-1]["config"]], images_of(states, own)
+    seen = []
     if recipe.pretrained is not False:
-        load_encoder(network, None if recipe.pretrained is True else Path(recipe.pretrained))
-    return network, []
+        path = None if recipe.pretrained is True else Path(recipe.pretrained)
+        load_encoder(network, path)
+        seen = [read_checkpoint(path)] if path and is_checkpoint(path) else []
+    return network, [], images_of(seen, own)
+
+
+def is_checkpoint(path: Path) -> bool:
+    try:
+        read_checkpoint(path)
+    except ValueError:
+        return False
+    return True
+
+
+def images_of(states: Sequence[dict[str, Any]], own: Mapping[str, int]) -> dict[str, int]:
+    """Images by data set of several trainings together; of a data set in more than one, the most that one saw."""
+    return {
+        name: max(n.get(name, 0) for n in (own, *(s["images"] for s in states)))
+        for name in sorted({*own, *(name for s in states for name in s["images"])})
+    }
 
 
 def shipped_checkpoint(path: Path) -> Path:
@@ -410,7 +491,7 @@ def add_hints(network: Network, recipe: Recipe, data: Data, resumed: dict[str, A
 def mean_of(states: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     """The mean of checkpoints' weights ("model soup", Wortsman et al. 2022). Raises ValueError: their networks differ."""
     first = states[0]
-    if any(s["config"]["model"] != first["config"]["model"] or planes_of(s) != planes_of(first) for s in states):
+    if any(network_of(s) != network_of(first) or planes_of(s) != planes_of(first) for s in states):
         raise ValueError("checkpoints of different networks cannot be averaged")
     averages = [s["average"] for s in states]
     return {k: (sum(a[k].double() for a in averages) / len(averages)).to(v.dtype) for k, v in first["average"].items()}
@@ -437,13 +518,18 @@ def with_planes(weights: dict[str, Tensor], network: nn.Module, old: Sequence[st
     return fitted
 
 
+def network_of(state: dict[str, Any]) -> str:
+    name: str = state["config"]["model"]
+    return OLD_NAMES.get(name, name)
+
+
 def planes_of(state: dict[str, Any]) -> tuple[str, ...]:
     return tuple(state.get("planes", PLANES))  # checkpoints once said both planes, always
 
 
 def size_of(state: dict[str, Any]) -> tuple[int, int]:
     """(width, height) that a checkpoint's network was measured at."""
-    size = state["config"]["sizes"][-1]
+    size = state.get("size") or state["config"]["sizes"][-1]
     return parse_size(size) if isinstance(size, str) else (size[0], size[1])  # older checkpoints have two numbers
 
 
@@ -488,7 +574,7 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     return "bf16" if {"avx512_bf16", "amx_bf16", "bf16"} & cpu_flags() else "fp32"
 
 
-def load_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
+def load_checkpoint(path: Path, recipe: Recipe, run: Run) -> dict[str, Any]:
     """State of an earlier run to go on from.
 
     Raises:
@@ -498,7 +584,8 @@ def load_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
     if "steps" not in state:
         raise ValueError(f"{path}: cannot be resumed; start from it in another --out by --init")
     wanted, earlier = recipe.model_dump(), state["config"]
-    changed = [k for k in wanted if json.dumps(wanted[k]) != json.dumps(earlier.get(k))]
+    changed = [k for k in wanted if json.dumps(wanted[k], sort_keys=True) != json.dumps(earlier.get(k), sort_keys=True)]
+    changed += ["--views"] if state["views"] != (read_origin(run.views) if run.views else {}) else []
     if changed:
         raise ValueError(f"{path}: that run had other settings ({', '.join(changed)}); give them again, or another --out")
     return state
@@ -611,9 +698,9 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    os.replace(part, path)
+    data = io.BytesIO()
+    torch.save(state, data)
+    write_whole(path, data.getvalue())
 
 
 @torch.no_grad()
