@@ -44,8 +44,14 @@ def read_settings(kind: type[S], path: Path | None, overrides: dict[str, Any]) -
     try:
         return kind.model_validate(tree, strict=True)
     except ValidationError as error:
-        where = f"{path}: " if path else ""
-        raise ValueError("; ".join(where + describe(kind, e) for e in error.errors())) from error
+        raise ValueError("; ".join(place(path, overrides, e) + describe(kind, e) for e in error.errors())) from error
+
+
+def place(path: Path | None, overrides: dict[str, Any], error: Any) -> str:
+    """The file that a mistake is in, "" where it is in the overrides."""
+    key = ".".join(map(str, error["loc"]))
+    given = any(f"{key}.".startswith(f"{name}.") or f"{name}.".startswith(f"{key}.") for name in overrides)
+    return "" if given or path is None else f"{path}: "
 
 
 def put(tree: dict[str, Any], key: str, value: Any, path: Path | None) -> None:

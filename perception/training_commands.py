@@ -70,6 +70,8 @@ def train(
                 from training.trainer import Run
                 from training.trainer import train as run_training
 
+            if out.is_file():
+                raise BadInput(f"{out}: is a file; give --out a folder")
             run = Run(data, out, splits, views, tuple(init or ()), threads, workers, device, tensorboard)
             try:
                 last = run_training(settings, run)

@@ -40,6 +40,7 @@ from training.annotations.files import Images
 from training.annotations.formats import READERS, format_of, open_annotations
 from training.annotations.overlay import ContactSheet, overlay, palette
 from training.annotations.raster import fill, outlines, rasterise
+from training.datasets import find_samples
 
 SIZE = (24, 16)  # width, height
 INDICES = "background: 0\nclasses: {road: 3, car: 8, void: 11}\n"
@@ -97,7 +98,7 @@ def one(data: Any, path: str = "a.json") -> Annotation:
 
 def label_of(data: Any, path: str = "a.json", size: tuple[int, int] = SIZE) -> dict[str, NDArray[np.uint8]]:
     drawn = draw(one(data, path), size, DEFAULT_CLASSES)
-    assert not drawn.unknown
+    assert not drawn.unmapped
     planes = DEFAULT_CLASSES.table[drawn.ranks]
     return {name: planes[..., i] for i, name in enumerate(DEFAULT_CLASSES.planes)}
 
@@ -132,9 +133,13 @@ blobs = st.integers(0, 2**31).map(
 def test_pixel_belongs_when_its_centre_lies_inside(points: list[tuple[float, float]]) -> None:
     polygon = shapely.Polygon(points)
     whole = polygon if polygon.is_valid else shapely.make_valid(polygon, method="structure", keep_collapsed=False)
+    if whole.is_empty:
+        with pytest.raises(ValueError, match="no area"):
+            filled([points])
+        return
     y, x = np.mgrid[: SIZE[1], : SIZE[0]]
     inside = shapely.contains_xy(whole, x.astype(float), y.astype(float))
-    border = shapely.distance(shapely.points(x, y), shapely.boundary(whole)) < 1e-9 if not whole.is_empty else inside
+    border = shapely.distance(shapely.points(x, y), shapely.boundary(whole)) < 1e-9
     found = filled([points])
     assert np.array_equal(found[~border], inside[~border])
 
@@ -205,7 +210,7 @@ def test_self_intersection_is_repaired_and_said() -> None:
     inside = (dy < dx) & (dx < 4)
     clear = abs(dx - dy) > 1e-6
     assert np.array_equal(placed(patch)[clear], inside[clear])
-    assert remarks == [("'road': repaired an outline (self-intersection)", False)]
+    assert remarks == ["'road': repaired an outline (self-intersection)"]
 
 
 def test_what_an_outline_winds_around_twice_is_inside() -> None:
@@ -218,11 +223,20 @@ def test_keyhole_is_a_hole() -> None:
     assert np.array_equal(filled([np.array(keyhole) - 0.5]), canvas((4, 2, 12, 10)) & ~canvas((6, 4, 8, 6)))
 
 
-@pytest.mark.parametrize("points", [[], [[1, 1]], [[1, 1], [5, 5]], [[1, 1], [5, 5], [3, 3]]])
-def test_outline_without_area_is_left_out(points: list[list[int]]) -> None:
-    patch, remarks = rasterise(Region("road", [read_ring(points)]), SIZE)
-    assert not patch.mask.any()
-    assert [(remark.skipped, "no area" in remark.text) for remark in remarks] == [(True, True)]
+@pytest.mark.parametrize(
+    ("points", "what"),
+    [
+        ([], "of 0 points"),
+        ([[1, 1]], "of 1 point"),
+        ([[1, 1], [5, 5]], "of 2 points"),
+        ([[1, 1], [5, 5], [3, 3]], "an outline"),
+    ],
+)
+def test_outline_without_area_is_refused(points: list[list[int]], what: str) -> None:
+    """Also as a hole."""
+    for rings in ([read_ring(points)], [read_ring(SQUARE), read_ring(points)]):
+        with pytest.raises(ValueError, match=f"'road': .*{what} has no area; finish or delete it"):
+            rasterise(Region("road", rings), SIZE)
 
 
 @pytest.mark.parametrize("points", [[[1, 2, 3]], [1, 2], [["a", "b"]], [[1, None]], [[1, math.inf]], [[1e9, 0]], [[1], [2, 3]]])
@@ -719,7 +733,8 @@ BROKEN: dict[str, tuple[Any, str]] = {
         labelme_file(shape("road", SQUARE), image="w.jpg", size=(99, 16)),
         "is for 99x16 pixels, the image has 24x16",
     ),
-    "no-image": ({"name": "nowhere.jpg", "labels": []}, "no image called nowhere.jpg; give --images"),
+    "no-image": ({"name": "nowhere.jpg", "labels": []}, "its image was not found; give --images"),
+    "no-area": (labelme_file(shape("road", SQUARE), shape("road", SQUARE[:2])), "2 points has no area"),
     "bad-image": (labelme_file(shape("road", SQUARE), image="cut.jpg"), "cannot be decoded"),
     "bad-bitmap": (supervisely_file({"classTitle": "road", "bitmap": {"origin": [0, 0], "data": "AAAA"}}), "decompressing"),
     "bad-png": (
@@ -813,31 +828,227 @@ def test_remarks_do_not_make_it_incomplete_but_skipped_objects_do(tmp_path: Path
     repaired = masks_from_annotations([tmp_path / "a"], tmp_path / "first")
     assert repaired.complete
     assert [r.split(":")[0] for r in reasons(repaired)] == ["a.json", "b.json"]
-    put(tmp_path / "b/a.json", labelme_file(shape("road", SQUARE[:2])))
-    assert not masks_from_annotations([tmp_path / "b"], tmp_path / "second").complete
+    put(tmp_path / "b/a.json", labelme_file(shape("road", SQUARE[:2]), shape("road", SQUARE)))
+    broken = masks_from_annotations([tmp_path / "b"], tmp_path / "second")
+    assert (broken.written, broken.complete, [p.skipped for p in broken.problems]) == (0, False, [True])
+    assert not (tmp_path / "second").exists()
 
 
-def test_unknown_classes_are_counted(tmp_path: Path) -> None:
-    put(tmp_path / "a/a.json", labelme_file(shape("road", SQUARE), shape("sheep", HOLE), shape("sheep", HOLE)))
+def test_what_is_no_area_by_nature_is_a_note(tmp_path: Path) -> None:
+    line = shape("Solid Line", SQUARE, shape_type="linestrip")
+    put(tmp_path / "in/a.json", labelme_file(line, shape("road", SQUARE)))
+    report = masks_from_annotations([tmp_path / "in"], tmp_path / "labels")
+    assert (report.written, report.complete, reasons(report)) == (1, True, ["a.json: 'Solid Line': a linestrip has no area"])
+
+
+def planes_of(folder: Path, place: str) -> NDArray[np.uint8]:
+    return np.stack([read_png(folder / plane / f"{place}.png") for plane in DEFAULT_CLASSES.planes])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_objects_of_unknown_classes_are_unknown_pixels(tmp_path: Path, order: int) -> None:
+    """Whatever lies below them, and off the road, too."""
+    shapes = [shape("road", SQUARE), shape("sheep", HOLE), shape("sheep", [[0, 0], [0, 1], [1, 1], [1, 0]])]
+    put(tmp_path / "a/a.json", labelme_file(*shapes[::order]))
     report = masks_from_annotations([tmp_path / "a"], tmp_path / "labels")
-    assert (report.written, report.complete, report.unknown) == (1, False, Counter(sheep=2))
-    assert np.array_equal(read_png(tmp_path / "labels/freespace/a.png") == 1, canvas((4, 2, 12, 10)))
+    assert (report.written, report.complete, report.unmapped) == (1, True, Counter(sheep=2))
+    sheep = canvas((6, 4, 8, 6), (0, 0, 1, 1))
+    freespace, ego = planes_of(tmp_path / "labels", "a")
+    assert np.array_equal(freespace, np.where(sheep, 255, RING))
+    assert np.array_equal(ego, np.where(sheep | RING, 255, 0))
+
+
+def test_layered_objects_hide_unknown_ones(tmp_path: Path) -> None:
+    objects = [{"label": "sheep", "polygon": SQUARE}, {"label": "road", "polygon": HOLE}]
+    data = {"imgWidth": 24, "imgHeight": 16, "objects": objects}
+    drawn = draw(one(data), SIZE, DEFAULT_CLASSES)
+    expected = np.where(RING, 255, canvas((6, 4, 8, 6)))
+    assert np.array_equal(DEFAULT_CLASSES.table[drawn.ranks][..., 0], expected)
+
+
+def test_unknown_classes_as_indices_and_the_way_back(tmp_path: Path) -> None:
+    classes = read_classes(put(tmp_path / "m.yaml", INDICES))
+    data = labelme_file(shape("road", SQUARE), shape("sheep", HOLE))
+    put(tmp_path / "in/a.json", data)
+    assert masks_from_annotations([tmp_path / "in"], tmp_path / "first", classes=classes).complete
+    label = read_png(tmp_path / "first/a.png")
+    assert np.array_equal(label, np.select([RING, canvas((6, 4, 8, 6))], [3, 255], 0))
+    annotations_from_masks(tmp_path / "first", tmp_path / "json", classes=classes)
+    again = masks_from_annotations([tmp_path / "json"], tmp_path / "second", classes=classes)
+    assert again.unmapped == Counter(unknown=1)
+    assert np.array_equal(read_png(tmp_path / "second/a.png"), label)
+
+    star = read_classes(put(tmp_path / "s.yaml", INDICES.replace("{", '{"*": 7, ')))
+    drawn = draw(one(data), SIZE, star)
+    assert not drawn.unmapped
+    assert np.array_equal(star.table[drawn.ranks][..., 0] == 3, canvas((4, 2, 12, 10)))  # all others come first here
+
+    full = read_classes(put(tmp_path / "f.yaml", "background: 0\nclasses: {road: 255}\n"))
+    with pytest.raises(ValueError, match="uses 255, which would say so, for 'road'"):
+        draw(one(data), SIZE, full)
+    assert np.array_equal(draw(one(labelme_file(shape("road", SQUARE))), SIZE, full).ranks, canvas((4, 2, 12, 10)))
+
+
+def test_line_for_an_unknown_class_is_yaml(tmp_path: Path) -> None:
+    assert DEFAULT_CLASSES.line_for("sheep") == "sheep: {freespace: 0, ego: 0}"
+    for name in ("no", "a: b", "*x", "n" * 300, "Straße", "1e3", "two\nlines", "solid line"):
+        text = f"background: {{freespace: 0}}\nclasses:\n  {DEFAULT_CLASSES.line_for(name)}\n"
+        assert read_classes(put(tmp_path / "m.yaml", text)).rank(name) == 1
+    assert read_classes(put(tmp_path / "m.yaml", "background: 0\nclasses: {road: 1, car: 3}")).line_for("x") == "x: 2"
+
+
+def test_an_object_with_no_more_than_a_box_is_unknown_within() -> None:
+    flat = [v for point in HOLE for v in point]
+    road, car = ({"image_id": 1, "category_id": i, "segmentation": [], "bbox": [4, 2, 8, 8]} for i in (1, 2))
+    known = {"image_id": 1, "category_id": 2, "segmentation": [flat]}
+    assert np.array_equal(label_of(coco_file([known, road]))["freespace"], np.where(RING, 255, 0))
+    assert not label_of(coco_file([car]))["freespace"].any()  # no road, wherever it is
+    box, hole = Region("ego", [read_ring(SQUARE)], unsure=True), Region("road", [read_ring(HOLE)])
+    ranks = draw(Annotation("a", SIZE, [hole, box]), SIZE, DEFAULT_CLASSES).ranks
+    assert np.array_equal(DEFAULT_CLASSES.table[ranks][..., 0], np.select([RING, canvas((6, 4, 8, 6))], [255, 1], 0))
+    with pytest.raises(ValueError, match="neither segmentation nor bbox"):
+        one(coco_file([{"image_id": 1, "category_id": 1}]))
 
 
 def test_label_without_its_image_is_noted_where_images_are_given(tmp_path: Path) -> None:
     put(tmp_path / "in/a.json", labelme_file(shape("road", SQUARE)))
     image_file(tmp_path / "img/b.jpg")
     report = masks_from_annotations([tmp_path / "in"], tmp_path / "labels", images=tmp_path / "img")
-    assert (report.written, report.complete, reasons(report)) == (1, True, ["a.json: no image called a"])
+    assert (report.written, report.complete, reasons(report)) == (1, True, [f"a.json: its image is not in {tmp_path / 'img'}"])
 
 
-def test_two_files_about_images_of_one_name(tmp_path: Path) -> None:
-    put(tmp_path / "in/x/a.json", labelme_file(shape("road", SQUARE)))
-    put(tmp_path / "in/y/a.json", labelme_file(shape("road", HOLE)))
+def test_two_files_about_one_image(tmp_path: Path) -> None:
+    put(tmp_path / "in/a.json", labelme_file(shape("road", SQUARE)))
+    put(tmp_path / "in/b.json", labelme_file(shape("road", HOLE)))
     report = masks_from_annotations([tmp_path / "in"], tmp_path / "labels")
     assert report.written == 1
     assert "another file" in report.problems[0].reason
     assert np.array_equal(read_png(tmp_path / "labels/freespace/a.png") == 1, canvas((4, 2, 12, 10)))
+
+
+# -- Sub-folders -------------------------------------------------------------------------------------------------------
+
+
+def two_drives(folder: Path, image: str = "0000.png") -> None:
+    """The same name in two drives, and other contents."""
+    for drive, points in (("a", SQUARE), ("b", HOLE)):
+        put(folder / drive / "0000.json", labelme_file(shape("road", points), image=image.format(drive)))
+
+
+def places_of(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize("given", ["images", "json", "beside", "files"])
+def test_labels_lie_as_their_images_and_training_finds_them(tmp_path: Path, given: str) -> None:
+    """Whether the JSON files lie among the images, elsewhere in the same folders, or are given one by one."""
+    mine = tmp_path / "data/mine"
+    for drive in "ab":
+        image_file(mine / f"images/{drive}/0000.png")
+    json_folder = mine / "images" if given == "images" else tmp_path / "json"
+    two_drives(json_folder)
+    inputs = {
+        "images": [mine],  # above the images
+        "json": [tmp_path],
+        "beside": [json_folder],
+        "files": sorted(json_folder.rglob("*.json")),
+    }[given]
+    report = masks_from_annotations(
+        inputs, mine / "labels", images=mine / "images" if given == "json" else None, overlays=tmp_path / "view"
+    )
+    assert (report.written, report.complete, report.problems) == (2, True, [])
+    assert places_of(mine / "labels") == [f"{plane}/{drive}/0000.png" for plane in ("ego", "freespace") for drive in "ab"]
+    assert np.array_equal(planes_of(mine / "labels", "a/0000")[0], canvas((4, 2, 12, 10)))
+    assert np.array_equal(planes_of(mine / "labels", "b/0000")[0], canvas((6, 4, 8, 6)))
+    assert places_of(tmp_path / "view") == ["a/0000.jpg", "b/0000.jpg", "contact-sheet.png"]
+    found = [(s.sequence, s.label) for s in find_samples(tmp_path / "data")]
+    assert found == [(drive, mine / f"labels/freespace/{drive}/0000.png") for drive in "ab"]
+
+
+def test_without_images_labels_lie_as_the_json_files_and_back(tmp_path: Path) -> None:
+    two_drives(tmp_path / "in")
+    masks_from_annotations([tmp_path / "in"], tmp_path / "labels")
+    back = annotations_from_masks(tmp_path / "labels", tmp_path / "json")
+    assert (back.written, back.problems) == (2, [])
+    assert places_of(tmp_path / "json") == ["a/0000.json", "b/0000.json"]
+    masks_from_annotations([tmp_path / "json"], tmp_path / "again")
+    for drive in "ab":
+        assert np.array_equal(planes_of(tmp_path / "labels", f"{drive}/0000"), planes_of(tmp_path / "again", f"{drive}/0000"))
+    with pytest.raises(ValueError, match="--overwrite"):
+        masks_from_annotations([tmp_path / "in"], tmp_path / "labels")
+    masks_from_annotations(sorted((tmp_path / "in").rglob("*.json")), tmp_path / "single")
+    assert places_of(tmp_path / "single") == places_of(tmp_path / "labels")
+
+
+@pytest.mark.parametrize("name", ["img", "images"])
+def test_annotations_in_sub_folders_lead_to_their_images(tmp_path: Path, name: str) -> None:
+    """Given, or called ``images`` beside the labels."""
+    folder = tmp_path / name
+    two_drives(tmp_path / "in")
+    for drive in "ab":
+        image_file(folder / f"{drive}/0000.png")
+    masks_from_annotations([tmp_path / "in"], tmp_path / "labels")
+    annotations_from_masks(tmp_path / "labels", tmp_path / "json", images=folder if folder.name == "img" else None)
+    for drive in "ab":
+        path = tmp_path / f"json/{drive}/0000.json"
+        assert (path.parent / json.loads(path.read_text())["imagePath"]).resolve() == folder / f"{drive}/0000.png"
+
+
+def test_the_path_to_the_image_is_followed(tmp_path: Path) -> None:
+    """Out of the folders that are searched, past an image of the same name."""
+    image_file(tmp_path / "data/mine/images/x/a.png")
+    image_file(tmp_path / "in/a.png", (7, 7))
+    for path in ("../data/mine/images/x/a.png", "..\\data\\mine\\images\\x\\a.png"):
+        put(tmp_path / "in/a.json", labelme_file(shape("road", SQUARE), image=path))
+        report = masks_from_annotations(
+            [tmp_path / "in"], tmp_path / "data/mine/labels", overlays=tmp_path / "view", overwrite=True
+        )
+        assert (report.complete, report.problems) == (True, [])
+        assert (tmp_path / "data/mine/labels/freespace/x/a.png").exists()
+    image_file(tmp_path / "far/b.png")
+    put(tmp_path / "other/b.json", labelme_file(shape("road", SQUARE), image="../far/b.png"))
+    far = masks_from_annotations([tmp_path / "other"], tmp_path / "labels", overlays=tmp_path / "far-view")
+    assert (far.complete, places_of(tmp_path / "labels/freespace")) == (True, ["b.png"])
+
+
+def test_coco_names_with_folders_find_their_images(tmp_path: Path) -> None:
+    data = coco_file([{"image_id": 2, "category_id": 1, "segmentation": [[v for p in SQUARE for v in p]]}], images=2)
+    data["images"][0]["file_name"], data["images"][1]["file_name"] = "a/0000.png", "b/0000.png"
+    put(tmp_path / "in/all.json", data)
+    for drive in "ab":
+        image_file(tmp_path / f"img/{drive}/0000.png")
+    masks_from_annotations([tmp_path / "in"], tmp_path / "labels", images=tmp_path / "img")
+    assert not planes_of(tmp_path / "labels", "a/0000").any()
+    assert np.array_equal(planes_of(tmp_path / "labels", "b/0000")[0], canvas((4, 2, 12, 10)))
+
+
+def test_supervisely_folder_of_annotations_is_no_part_of_the_place(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        put(tmp_path / f"in/{name}/ann/a.jpg.json", supervisely_file(sly_polygon("road", SQUARE)))
+    masks_from_annotations([tmp_path / "in"], tmp_path / "labels")
+    assert places_of(tmp_path / "labels/ego") == ["one/a.png", "two/a.png"]
+
+
+def test_an_image_that_may_be_another_ones_is_refused_or_noted(tmp_path: Path) -> None:
+    put(tmp_path / "in/c/0000.json", labelme_file(shape("road", SQUARE), image="0000.png"))
+    image_file(tmp_path / "img/a/0000.png")
+    guessed = masks_from_annotations([tmp_path / "in"], tmp_path / "first", images=tmp_path / "img")
+    assert (guessed.written, guessed.complete) == (1, True)
+    assert reasons(guessed) == [f"0000.json: is taken to be about the image of its name in {tmp_path / 'img/a'}"]
+    image_file(tmp_path / "img/b/0000.png")
+    open_question = masks_from_annotations([tmp_path / "in"], tmp_path / "second", images=tmp_path / "img")
+    assert (open_question.written, open_question.complete) == (0, False)
+    assert "may be about" in open_question.problems[0].reason
+
+
+def test_a_label_never_replaces_an_image(tmp_path: Path) -> None:
+    classes = read_classes(put(tmp_path / "m.yaml", INDICES))
+    image = image_file(tmp_path / "in/x/a.png")
+    put(tmp_path / "json/in/x/a.json", labelme_file(shape("road", SQUARE), image="a.png"))
+    before = image.read_bytes()
+    report = masks_from_annotations([tmp_path / "json", tmp_path / "in/x"], tmp_path, classes=classes, overwrite=True)
+    assert (report.written, image.read_bytes()) == (0, before)
+    assert "is an image" in report.problems[0].reason
 
 
 def test_the_image_closest_by_is_taken(tmp_path: Path) -> None:
@@ -881,7 +1092,8 @@ def test_labels_of_an_earlier_run_are_no_images(tmp_path: Path) -> None:
         report = masks_from_annotations(
             [tmp_path / "in"], tmp_path / "in/labels", overwrite=True, overlays=tmp_path / "in/view"
         )
-        assert (report.written, reasons(report)) == (2, ["b.json: no image called b"])
+        assert (report.written, reasons(report)) == (2, [])
+        assert report.without_overlay == 1
 
 
 # -- Overlays ----------------------------------------------------------------------------------------------------------
@@ -909,8 +1121,7 @@ def test_overlays_and_contact_sheet_files(tmp_path: Path) -> None:
         put(tmp_path / f"in/{name}.json", labelme_file(shape("road", SQUARE), image=f"{name}.jpg"))
     image_file(tmp_path / "in/a.jpg")
     report = masks_from_annotations([tmp_path / "in"], tmp_path / "labels", overlays=tmp_path / "view")
-    assert reasons(report) == ["b.json: no image called b"]
-    assert (report.written, report.complete) == (2, False)
+    assert (report.written, report.without_overlay, report.complete, report.problems) == (2, 1, False, [])
     assert sorted(p.name for p in (tmp_path / "view").iterdir()) == ["a.jpg", "contact-sheet.png"]
     assert read_png(tmp_path / "view/contact-sheet.png").shape == (360, 1920, 3)
 
@@ -950,8 +1161,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
 
 def test_command_there_and_back(tmp_path: Path, here: Here) -> None:
     put(tmp_path / "r.jsonl", result_line(3))
-    assert here("--from-polygons", "r.jsonl", "--out", "json") == (0, "wrote 1 annotations in json\n", "")
-    assert here("json", "--out", "labels") == (0, "wrote 1 labels in labels\n", "")
+    assert here("--from-polygons", "r.jsonl", "--out", "json") == (0, "wrote 1 annotation in json\n", "")
+    assert here("json", "--out", "labels") == (0, "wrote 1 label in labels\n", "")
     assert here("--from-masks", "labels", "--out", "again", "--format", "supervisely")[0] == 0
     assert here("again", "--out", "labels2", "--format", "supervisely")[0] == 0
     assert np.array_equal(read_png(tmp_path / "labels2/freespace/000003.png"), RING)
@@ -961,9 +1172,43 @@ def test_command_lists_what_it_skipped(tmp_path: Path, here: Here) -> None:
     put(tmp_path / "in/a.json", labelme_file(shape("sheep", SQUARE), shape("road", SQUARE)))
     put(tmp_path / "in/b.json", "{")
     code, out, err = here("in", "--out", "labels")
-    assert (code, out) == (1, "wrote 1 labels in labels\n")
+    assert (code, out) == (1, "wrote 1 label in labels\n")
     assert err.splitlines()[0].startswith("skipped: in/b.json: broken JSON")
-    assert err.splitlines()[1] == "skipped: class 'sheep' is not in the mapping: 1 objects left as background"
+    assert err.splitlines()[1] == (
+        "note: class 'sheep' is not in the mapping: 1 object, such as in in/a.json, left as unknown (255); "
+        "say what it is in a --mapping file, beside all other classes:  sheep: {freespace: 0, ego: 0}"
+    )
+    (tmp_path / "in/b.json").unlink()
+    assert here("in", "--out", "labels", "--overwrite")[0] == 0
+
+
+def test_command_says_once_that_there_are_no_overlays(tmp_path: Path, here: Here) -> None:
+    for name in "abc":
+        put(tmp_path / f"in/{name}.json", labelme_file(shape("road", SQUARE), image=f"../far/{name}.png"))
+    for out, overlays in (("x", ()), ("y", ("--overlay", "view"))):
+        code, said, err = here("in", "--out", out, *overlays)
+        assert (code, said) == (1 if overlays else 0, f"wrote 3 labels in {out}\n")
+    assert err == "note: no overlays for 3 labels: their images were not found; give --images FOLDER\n"
+
+
+def test_command_names_five_files_of_one_problem(tmp_path: Path, here: Here) -> None:
+    for number in range(19):
+        put(tmp_path / f"in/{number}.json", labelme_file(shape("road", SQUARE), image=f"{number}.png"))
+    code, said, err = here("in", "--out", "x", "--format", "coco")
+    assert (code, said) == (1, "wrote 0 labels in x\n")
+    assert err == (
+        "skipped: in/0.json, in/1.json, in/2.json, in/3.json, in/4.json and 14 more: "
+        "looks like labelme, not like coco; give --format labelme, or none\n"
+    )
+
+
+@pytest.mark.parametrize("text", ['{\n "a": 1\n}\n' * 50, '{"schema": "other"}\n', "[1, 2]\n", "7\n", "\n", "\xff\n"])
+def test_command_stops_where_there_are_no_results(tmp_path: Path, here: Here, text: str) -> None:
+    put(tmp_path / "before.json", text)
+    code, said, err = here("--from-polygons", "before.json", "--out", "json")
+    assert (code, said, len(err.splitlines())) == (2, "", 1)
+    assert "before.json:1 is no result of 'freespace run'" in err
+    assert not (tmp_path / "json").exists()
 
 
 @pytest.mark.parametrize(
@@ -1011,5 +1256,7 @@ def test_nothing_heavy_is_loaded(tmp_path: Path, here: Here) -> None:
 def test_open_annotations_takes_the_format_that_is_asked_for(tmp_path: Path) -> None:
     path = put(tmp_path / "a.json", FILES["supervisely"][0])
     assert open_annotations(path)[0] == "supervisely"
+    with pytest.raises(ValueError, match="looks like supervisely, not like labelme"):
+        open_annotations(path, "labelme")
     with pytest.raises(KeyError, match="shapes"):
-        open_annotations(path, "labelme")[1][0].read()
+        open_annotations(put(tmp_path / "b.json", {}), "labelme")[1][0].read()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 
 from training.annotations.classes import read_classes
 from training.annotations.convert import masks_from_annotations
-from training.check import Report, Shares, check_data, fingerprint, hamming, leaks, print_report
+from training.check import ADVICE, NEAR, Problem, Report, Shares, check_data, fingerprint, hamming, leaks, print_report
 from training.datasets import (
     CERTAIN,
     IGNORE,
@@ -23,6 +25,7 @@ from training.datasets import (
     Sample,
     epoch_indices,
     find_samples,
+    read_label,
     read_sample,
     read_targets,
     sequence_of,
@@ -31,7 +34,10 @@ from training.datasets import (
 )
 from training.splits import (
     FRACTIONS,
+    MANY,
     assignment_of,
+    describe,
+    quotas,
     read_splits,
     split_samples,
     split_sequences,
@@ -176,7 +182,10 @@ def test_masks_of_0_and_255_are_refused_until_it_is_said_what_255_means(tmp_path
         find_samples(tmp_path)
     report = check_data(tmp_path)
     assert not report.ok
-    assert [(p.file, p.reason) for p in report.problems if p.serious] == [("mine", "no label says drivable")]
+    assert [(p.file, p.reason) for p in report.problems if p.serious] == [("mine", "seems to hold masks")]
+    assert report.problems[0].detail.removeprefix(": ") == str(error.value).removeprefix("mine: "), "one remedy, in one place"
+    assert {p.file for p in report.problems} == {"mine", "train", "dev", "val"}, "and no note for each image"
+    assert not any("drivable" in p.reason or "says" in p.reason for p in report.problems)
     (tmp_path / "mine/classes.yaml").write_text(str(error.value).split(f"{'classes.yaml'}: ")[1])
     assert np.array_equal(read_sample(find_samples(tmp_path)[0])[1][0], HALF)
 
@@ -211,7 +220,8 @@ def test_labels_may_lie_in_one_folder_if_names_differ(tmp_path: Path) -> None:
 def test_images_without_a_label_are_left_out_and_counted(tmp_path: Path) -> None:
     own_set(tmp_path / "mine", "a_1.jpg", "a_2.jpg")
     (tmp_path / "mine/labels/freespace/a_2.png").unlink()
-    samples, unlabelled = survey(tmp_path)
+    samples, unlabelled, bare = survey(tmp_path)
+    assert not bare
     assert [s.image.name for s in samples] == ["a_1.jpg"]
     assert [p.name for p in unlabelled] == ["a_2.jpg"]
     assert len(find_samples(tmp_path)) == 1
@@ -261,6 +271,73 @@ def test_lists_name_conditions_and_splits(tmp_path: Path) -> None:
         ("night", None),
         ("any", None),
     ]
+
+
+def test_images_without_labels_are_told_what_is_missing(tmp_path: Path) -> None:
+    put(tmp_path / "mine/images/a.jpg", photo())
+    with pytest.raises(FileNotFoundError, match=r"mine has images/ but no labels/; 'freespace masks' writes them"):
+        find_samples(tmp_path)
+    put(tmp_path / "mine/masks/deep/a.png", HALF)
+    with pytest.raises(FileNotFoundError, match=r"mine has images/ but no labels/; if masks/ holds the labels, rename it"):
+        find_samples(tmp_path)
+    own_set(tmp_path / "other", *(f"{name}/{i}.jpg" for name in "ab" for i in range(2)))
+    assert {s.dataset for s in find_samples(tmp_path)} == {"other"}
+    [problem] = [p for p in check_data(tmp_path).problems if "no labels/" in p.reason]
+    assert (problem.file, problem.serious) == (str(tmp_path / "mine"), False)
+
+    (tmp_path / "mine/masks").rename(tmp_path / "mine/labels")
+    assert "mine" in {s.dataset for s in find_samples(tmp_path)} or (tmp_path / "mine/labels/deep/a.png").exists()
+
+
+@pytest.mark.parametrize("place", ["labels/a.jpg", "labels/freespace/a.JPG", "labels/freespace/a.bmp"])
+def test_labels_of_another_kind_are_pointed_out(place: str, tmp_path: Path) -> None:
+    put(tmp_path / "mine/images/a.jpg", photo())
+    put(tmp_path / "mine" / place, HALF)
+    with pytest.raises(
+        FileNotFoundError, match=rf"a\.png for a\.jpg; .*{place} is there, but labels are \.png, as JPEG changes"
+    ):
+        find_samples(tmp_path)
+    (tmp_path / "mine/images/a.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match="images holds no images"):
+        find_samples(tmp_path)
+
+
+def paletted(path: Path, indices: NDArray[np.uint8], palette: NDArray[np.uint8], bits: int = 8, alpha: bytes = b"") -> Path:
+    """Write a PNG with a palette ``(n, 3)`` of RGB, after the specification, as OpenCV cannot."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = indices.shape
+    rows = np.packbits(np.unpackbits(indices[..., None], axis=2)[..., -bits:].reshape(height, -1), axis=1)
+    lines = b"".join(b"\0" + row.tobytes() for row in rows)
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 3, 0, 0, 0)), (b"PLTE", palette.tobytes())]
+    parts += [(b"tRNS", alpha)] if alpha else []
+    parts += [(b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+    return path
+
+
+@given(st.sampled_from([1, 2, 4, 8]), st.integers(1, 40), st.integers(1, 9), st.booleans(), st.integers(0, 99))
+def test_labels_with_a_palette_are_their_indices(bits: int, width: int, height: int, clear: bool, seed: int) -> None:
+    import tempfile
+
+    rng = np.random.default_rng(seed)
+    palette = rng.integers(0, 256, (2**bits, 3), np.uint8)
+    palette[0] = (128, 64, 128)  # the colour of roads in many a data set; one that is no grey
+    indices = rng.integers(0, 2**bits, (height, width), np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        path = paletted(Path(folder) / "l.png", indices, palette, bits, b"\x00\x80" if clear else b"")
+        assert np.array_equal(read_label(path), indices)
+
+
+def test_a_palette_of_greys_holds_values(tmp_path: Path) -> None:
+    """What programs make of a grey image that they save as small as they can: the same label."""
+    greys = np.array([[0] * 3, [1] * 3, [IGNORE] * 3], np.uint8)
+    indices = np.random.default_rng(0).integers(0, 3, (6, 8), np.uint8)
+    path = paletted(tmp_path / "l.png", indices, greys, 2)
+    assert np.array_equal(read_label(path), greys[indices, 0])
 
 
 @pytest.mark.parametrize(
@@ -372,10 +449,59 @@ def test_splits_follow_their_fractions_and_their_seed() -> None:
     assert agreed == pytest.approx(sum(f * f for f in FRACTIONS.values()), abs=0.03), "as if by chance"
 
 
-def test_more_images_move_no_sequence() -> None:
-    before = where(split_samples(samples_of("mine", **{f"s{i}": 2 for i in range(40)})))
-    after = where(split_samples(samples_of("mine", **{f"s{i}": 5 for i in range(60)})))
-    assert all(after[sample] == split for sample, split in before.items())
+@given(st.integers(0, 50), st.integers(MANY, 90), st.integers(0, 60))
+def test_more_sequences_move_none_of_many(seed: int, count: int, more: int) -> None:
+    names = [f"s{i}" for i in range(count + more)]
+    fractions = {"train": 0.6, "dev": 0.2, "val": 0.2}  # of which no split of 40 stays empty, by any chance that matters
+    before, after = (split_sequences("mine", names[:n], seed, fractions) for n in (count, count + more))
+    assert before == {name: after[name] for name in before}
+
+
+@given(st.integers(0, 50), st.integers(2, 60), st.integers(1, 5))
+def test_more_images_move_no_sequence(seed: int, count: int, images: int) -> None:
+    before = split_samples(samples_of("mine", **{f"s{i}": 1 for i in range(count)}), seed)
+    after = split_samples(samples_of("mine", **{f"s{i}": images for i in range(count)}), seed)
+    for name in before:
+        assert {s.sequence for s in before[name]} == {s.sequence for s in after[name]}
+
+
+@given(st.integers(0, 50), st.integers(3, MANY - 1))
+def test_one_more_sequence_moves_few(seed: int, count: int) -> None:
+    names = [f"s{i}" for i in range(count)]
+    before, after = (split_sequences("mine", names[:n], seed, FRACTIONS) for n in (count - 1, count))
+    assert sum(before[name] != after[name] for name in before) <= 2, "at most one at each border"
+
+
+@given(st.integers(2, 39), st.integers(0, 100), st.integers(0, 100))
+def test_quotas(count: int, dev: int, val: int) -> None:
+    dev = min(dev, 100 - val)
+    percent = {"train": 100 - dev - val, "dev": dev, "val": val}
+    held = quotas(count, {name: value / 100 for name, value in percent.items()})
+    assert sum(held.values()) == count
+    for name, images in held.items():
+        assert (images > 0) >= (percent[name] > 0 and (name != "dev" or count >= 4)), "what is wanted is not empty"
+        assert percent[name] > 0 or images == 0, "nothing where nothing is wanted"
+        assert abs(images - count * percent[name] / 100) < 2
+    if percent["train"] >= percent["val"]:
+        assert held["train"] >= held["val"]
+
+
+def test_quotas_by_hand() -> None:
+    counts = {n: tuple(quotas(n, FRACTIONS)[name] for name in ("train", "dev", "val")) for n in (2, 3, 4, 5, 10, 30)}
+    assert counts == {2: (1, 0, 1), 3: (2, 0, 1), 4: (2, 1, 1), 5: (3, 1, 1), 10: (7, 1, 2), 30: (22, 2, 6)}
+
+
+def test_of_many_sequences_each_split_gets_one_at_least() -> None:
+    fractions = {"train": 0.998, "dev": 0.001, "val": 0.001}
+    for seed in range(20):
+        split = split_sequences("mine", [f"s{i}" for i in range(50)], seed, fractions)
+        assert set(split.values()) == {"train", "dev", "val"}
+
+
+def test_splits_in_a_line() -> None:
+    splits = {"train": samples_of("a", x=3, y=1) + samples_of("b", x=1), "dev": samples_of("a", z=1), "val": []}
+    assert describe(splits) == "train 5 images (3 sequences), dev 1 (1), val 0 (0)"
+    assert describe({"train": samples_of("a", x=1)}) == "train 1 image (1 sequence)"
 
 
 def test_a_single_sequence_is_cut_in_time(capsys: pytest.CaptureFixture[str]) -> None:
@@ -421,7 +547,7 @@ def test_splits_survive_a_file(name: str, tmp_path: Path, capsys: pytest.Capture
     assert "footage" not in assignment["train"]
 
 
-def test_a_file_must_know_every_sequence(tmp_path: Path) -> None:
+def test_a_file_must_know_every_sequence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "splits.yaml"
     path.write_text("train: {mine: [a]}\nval: {mine: [b, c @ c_000 .. c_001]}\n")
     splits = split_samples(samples_of("mine", a=2, b=1, c=2), file=path)
@@ -430,6 +556,12 @@ def test_a_file_must_know_every_sequence(tmp_path: Path) -> None:
         split_samples(samples_of("mine", a=2, d=1), file=path)
     with pytest.raises(ValueError, match="mine/c @ c_002"):
         split_samples(samples_of("mine", c=3), file=path)
+    assert not capsys.readouterr().err
+    path.write_text("train: {mine: [a, zebra]}\nval: {mine: [b, c @ c_000 .. c_001, c @ c_007 .. c_009], yours: [a]}\n")
+    split_samples(samples_of("mine", a=2, b=1, c=2), file=path)
+    assert capsys.readouterr().err == (
+        f"note: {path}: no image is meant by train: mine/zebra, val: mine/c @ c_007 .. c_009, val: yours/a\n"
+    )
     with pytest.raises(ValueError, match="and 15 more"):
         split_samples(samples_of("mine", **{f"x{i}": 1 for i in range(20)}), file=path)
 
@@ -475,7 +607,7 @@ def test_splits_that_make_no_sense_are_refused(tmp_path: Path) -> None:
 @pytest.fixture
 def good(tmp_path: Path) -> Path:
     """A data set in which nothing is wrong: three sequences, one in each split."""
-    own_set(tmp_path / "mine", *(f"{name}/{i}.png" for name in "abc" for i in range(3)))
+    own_set(tmp_path / "mine", *(f"{name}/{i}.png" for name in "abc" for i in range(10)))
     (tmp_path / "splits.yaml").write_text("train: {mine: [a]}\ndev: {mine: [b]}\nval: {mine: [c]}\n")
     return tmp_path
 
@@ -494,18 +626,18 @@ def test_good_data_are_counted(good: Path, capsys: pytest.CaptureFixture[str]) -
     assert report.problems == []
     train, dev, val = report.rows
     assert [(r.dataset, r.split, r.images, len(r.sequences)) for r in report.rows] == [
-        ("mine", name, 3, 1) for name in ("train", "dev", "val")
+        ("mine", name, 10, 1) for name in ("train", "dev", "val")
     ]
     half, quarter = 64 * 24, 64 * 12
-    assert train.planes == dev.planes == {"freespace": Shares(3 * half, 3 * half, 0), "ego": Shares(0, 0, 6 * half)}
-    assert val.planes["freespace"] == Shares(3 * half, 3 * half - quarter, quarter)
-    assert val.sizes == {SIZE: 3}
-    assert val.conditions == {"night": 1, "any": 2}
+    assert train.planes == dev.planes == {"freespace": Shares(10 * half, 10 * half, 0), "ego": Shares(0, 0, 20 * half)}
+    assert val.planes["freespace"] == Shares(10 * half, 10 * half - quarter, quarter)
+    assert val.sizes == {SIZE: 10}
+    assert val.conditions == {"night": 1, "any": 9}
     print_report(report)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "ok: 9 labelled images in 1 data set, 0 problems, 0 notes"
+    assert lines[-1] == "ok: 30 labelled images in 1 data set, 0 problems, 0 notes"
     assert "50.0%     50.0%      0.0%     50.0%" in lines[1]
-    assert "any 2, night 1" in lines[-2]
+    assert "any 9, night 1" in lines[-2]
 
 
 def test_everything_that_is_wrong_is_listed(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -516,6 +648,8 @@ def test_everything_that_is_wrong_is_listed(good: Path, capsys: pytest.CaptureFi
     put(labels / "b/1.png", np.full_like(HALF, IGNORE))
     put(labels / "b/2.png", np.zeros_like(HALF))
     (labels / "c/0.png").unlink()
+    put(images / "c/10.png", photo(500))
+    put(labels / "c/10.png", HALF)
     put(images / "c/1.png", cv2.imread(str(images / "a/2.png"), cv2.IMREAD_GRAYSCALE))
     found = {(Path(p.file).relative_to(images).as_posix() if "/" in p.file else p.file): p for p in check(good).problems}
     assert {name: (p.reason, p.serious) for name, p in found.items()} == {
@@ -532,11 +666,11 @@ def test_everything_that_is_wrong_is_listed(good: Path, capsys: pytest.CaptureFi
     assert "64x48 but its label is 64x20" in found["a/1.png"].detail
     assert "holds 7" in found["b/0.png"].detail
     assert "a/2.png in train" in found["c/1.png"].detail
-    assert found["mine"].detail == ": 1 of 8"
+    assert found["mine"].detail == ": 1 of 30"
     print_report(check(good))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines if line.startswith(("problem", "note"))] == ["problem"] * 3 + ["note"] * 5
-    assert lines[-1] == "not ok: 8 labelled images in 1 data set, 3 problems, 5 notes"
+    assert lines[-1] == "not ok: 30 labelled images in 1 data set, 3 problems, 5 notes"
 
 
 def test_long_lists_are_cut_short(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -551,7 +685,7 @@ def test_long_lists_are_cut_short(good: Path, capsys: pytest.CaptureFixture[str]
 def test_public_labels_hold_what_their_makers_said(tmp_path: Path) -> None:
     for i, value in enumerate((3, 12)):
         put(tmp_path / f"camvid/train/images/s_{i}.jpg", photo(i))
-        put(tmp_path / f"camvid/train/labels/s_{i}.png", np.full(SIZE[::-1], value, np.uint8))
+        put(tmp_path / f"camvid/train/labels/s_{i}.png", np.where(HALF, value, 5).astype(np.uint8))
     put(tmp_path / "camvid/train/images/s_9.jpg", photo(9))
     report = check_data(tmp_path)
     serious = {Path(p.file).name: p.reason + p.detail for p in report.problems if p.serious}
@@ -572,7 +706,59 @@ def test_without_images_to_train_on_the_check_fails(good: Path) -> None:
     (good / "splits.yaml").write_text("val: {mine: [a, b, c]}\n")
     report = check(good)
     assert [(p.file, p.serious) for p in report.problems] == [("train", True), ("dev", False)]
+    assert "writes no best.pt" in report.problems[1].detail
+    assert "data.dev=0.2" in report.problems[1].detail
     assert report.verdict.startswith("not ok")
+
+
+def test_few_images_say_little(good: Path) -> None:
+    for i in range(3, 10):
+        (good / f"mine/labels/freespace/b/{i}.png").unlink()
+    (good / "mine/labels/freespace/c/9.png").unlink()
+    assert [(p.file, p.reason, p.serious) for p in check(good).problems if "label" not in p.reason] == [
+        ("val", "has only 9 images", False)
+    ], "dev may be small"
+
+
+def planes_of_train(root: Path) -> list[Problem]:
+    return [p for p in check(root).problems if p.file == "train"]
+
+
+def test_a_plane_that_is_never_absent_is_a_problem(good: Path) -> None:
+    def relabel(name: str, plane: str, label: NDArray[np.uint8]) -> None:
+        for i in range(10):
+            put(good / f"mine/labels/{plane}/{name}/{i}.png", label)
+
+    known = np.where(HALF, 1, IGNORE).astype(np.uint8)  # as from polygons of what may be driven on, and nothing else
+    relabel("a", "freespace", known)
+    [problem] = planes_of_train(good)
+    assert problem.serious
+    assert problem.reason == "never says where freespace is absent"
+    assert problem.detail.endswith("a mapping whose background says freespace: 0 ('freespace masks --mapping')")
+    relabel("a", "ego", HALF)
+    [problem] = planes_of_train(good)
+    assert problem.detail.endswith("or leave it out (--set planes=[ego])")
+
+    relabel("a", "freespace", HALF)
+    relabel("a", "ego", np.where(HALF, IGNORE, 0).astype(np.uint8))
+    relabel("c", "ego", HALF)  # which is no help for training
+    [problem] = planes_of_train(good)
+    assert (problem.reason, problem.serious) == ("never says where ego is", False)
+    assert problem.detail == ": training leaves that plane out"
+    relabel("a", "ego", np.full_like(HALF, IGNORE))
+    assert [p.reason for p in planes_of_train(good)] == ["never says where ego is"]
+
+    relabel("a", "freespace", np.zeros_like(HALF))
+    assert [(p.reason, p.serious) for p in planes_of_train(good)] == [("has nothing drivable in it", True)]
+
+
+def test_a_sequence_cut_in_time_is_one_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own_set(tmp_path / "mine", *(f"{i:03d}.png" for i in range(100)))
+    for i in (75, 80, 81):  # the first of dev and the first two of val look like the last of train
+        put(tmp_path / f"mine/images/{i:03d}.png", cv2.imread(str(tmp_path / "mine/images/074.png")))
+    [problem] = check_data(tmp_path).problems
+    assert (problem.file, problem.reason, problem.serious) == ("mine", "has a sequence that is cut in time", False)
+    assert "(3 of 25 in dev and val nearly equal an earlier split's)" in problem.detail
 
 
 def test_fingerprint_by_hand() -> None:
@@ -590,7 +776,7 @@ def test_hamming_distance(a: list[int], b: list[int]) -> None:
     assert distance.tolist() == [[bin(x ^ y).count("1") for y in b] for x in a]
 
 
-def test_near_duplicates_survive_compression_and_light(good: Path) -> None:
+def test_near_duplicates_survive_compression_and_light(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scene = cv2.resize(photo(77), (320, 240), interpolation=cv2.INTER_CUBIC)
     label = np.ones((240, 320), np.uint8)
     put(good / "mine/images/a/x.png", scene)
@@ -599,7 +785,13 @@ def test_near_duplicates_survive_compression_and_light(good: Path) -> None:
     (good / "mine/images/c/x.jpg").write_bytes(packed.tobytes())
     for name in ("a/x", "c/x"):
         put(good / f"mine/labels/freespace/{name}.png", label)
-    assert [Path(p.file).name for p in check(good).problems] == ["x.jpg"]
+    report = check(good)
+    assert [Path(p.file).name for p in report.problems] == ["x.jpg"]
+    assert report.problems[0].reason == NEAR
+    print_report(report)
+    note, advice, _ = capsys.readouterr().out.splitlines()[-3:]
+    assert note.startswith("note: ")
+    assert advice.strip() == ADVICE[NEAR]
 
 
 @pytest.mark.parametrize(

@@ -462,7 +462,7 @@ def test_gradients_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
     assert one["gradients"].keys() == two["gradients"].keys()
     assert not any(name.startswith("encoder.stem") for name in one["gradients"])
     largest = max(g.abs().max() for g in one["gradients"].values())
-    assert all(torch.allclose(g, two["gradients"][k], rtol=1e-6, atol=1e-9 * largest) for k, g in one["gradients"].items())
+    assert all(torch.allclose(g, two["gradients"][k], rtol=1e-6, atol=1e-6 * largest) for k, g in one["gradients"].items())
     assert all(torch.allclose(b.double(), two["buffers"][k].double(), rtol=1e-6) for k, b in one["buffers"].items())
 
 

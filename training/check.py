@@ -14,9 +14,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from training.annotations.base import counted
 from training.datasets import (
-    CLASSES_FILE,
     IGNORE,
+    MASKS,
     PLANES,
     READERS,
     SPLITS,
@@ -24,8 +25,9 @@ from training.datasets import (
     read_label,
     read_planes,
     survey,
+    without_labels,
 )
-from training.splits import FRACTIONS, split_samples
+from training.splits import FRACTIONS, split_samples, unit_of
 
 VALUES: dict[str, frozenset[int]] = {
     "camvid": frozenset(range(12)),
@@ -38,6 +40,21 @@ NEAR_BITS = 4  # of 64: images of one scene from one place; different scenes dif
 FLAT = 2.0  # grey levels: a thumbnail with a smaller standard deviation has no features to compare
 BLOCK = 256
 SHOWN = 10  # problems of a kind that are printed
+FEW = 10  # images of a split: fewer say little
+
+NEAR = "nearly equals an image of another split"
+ADVICE = {
+    NEAR: "on such images the IoU comes out better than on a new drive; put both sequences into one split (--splits), or leave "
+    "one of the two images out"
+}
+"""What follows from problems of a kind and what to do, said once for all of them."""
+MORE = "add sequences, or say which it gets in a file of splits (--splits)"
+EMPTY = {
+    "train": ": there is nothing to train on; " + MORE,
+    "dev": ": training shows no IoU and writes no best.pt; raise its share (--set data.dev=0.2), " + MORE,
+    "val": ": there is nothing to report on; " + MORE,
+}
+SCARCE = {"train": "a network may learn them by heart", "val": "their IoU says little about others"}
 
 U8 = NDArray[np.uint8]
 BITS = np.array([i.bit_count() for i in range(1 << 16)], np.uint8)
@@ -105,8 +122,8 @@ class Report:
         images, sets = sum(row.images for row in self.rows), len({row.dataset for row in self.rows})
         notes = len(self.problems) - serious
         return (
-            f"{'ok' if self.ok else 'not ok'}: {number(images, 'labelled image')} in {number(sets, 'data set')}, "
-            f"{number(serious, 'problem')}, {number(notes, 'note')}"
+            f"{'ok' if self.ok else 'not ok'}: {counted(images, 'labelled image')} in {counted(sets, 'data set')}, "
+            f"{counted(serious, 'problem')}, {counted(notes, 'note')}"
         )
 
 
@@ -136,8 +153,10 @@ def check_data(root: Path, *, seed: int = 1, fractions: Mapping[str, float] = FR
         of_public = any(folder in image.parents for folder in public)
         report.problems.append(Problem(str(image), "has no label", "" if of_public else "; it is left out", of_public))
 
+    report.problems += [Problem(str(folder), without_labels(folder), serious=False) for folder in found.bare]
+
     rows: dict[tuple[str, str], Row] = {}
-    seen: list[tuple[Sample, int]] = []
+    seen: list[tuple[Sample, Look]] = []
     for sample, look in look_at_all(found.samples):
         name = split[sample]
         row = rows.setdefault((sample.dataset, name), Row(sample.dataset, name))
@@ -150,12 +169,18 @@ def check_data(root: Path, *, seed: int = 1, fractions: Mapping[str, float] = FR
         row.sizes[look.size] += 1
         row.grey += look.grey
         row.planes = {p: add((row.planes[p], shares)) for p, shares in zip(PLANES, look.planes, strict=True)}
-        report.problems += remarks(sample, look)
-        if look.fingerprint is not None:
-            seen.append((sample, look.fingerprint))
+        seen.append((sample, look))
     report.rows = [rows[key] for key in sorted(rows, key=lambda key: (key[0], SPLITS.index(key[1])))]
-    report.problems += problems_of_sets(report.rows, {sample.dataset for sample in found.samples if sample.planes})
-    report.problems += leaks([s for s, _ in seen], [split[s] for s, _ in seen], np.array([f for _, f in seen], np.uint64))
+    drivable = {row.dataset for row in report.rows if any(shares.positive for shares in row.planes.values())}
+    for sample, look in seen:
+        report.problems += remarks(sample, look, sample.dataset in drivable)
+    of_sets = problems_of_sets(report.rows, {sample.dataset for sample in found.samples if sample.planes})
+    report.problems += of_sets
+    if not any(problem.serious for problem in of_sets):  # otherwise the planes are not what they will be
+        report.problems += problems_of_planes(report.rows, files_of_planes(found.samples))
+    report.problems += problems_of_splits(report.rows)
+    prints = [(sample, look.fingerprint) for sample, look in seen if look.fingerprint is not None]
+    report.problems += leaks([s for s, _ in prints], [split[s] for s, _ in prints], np.array([f for _, f in prints], np.uint64))
     return report
 
 
@@ -207,11 +232,13 @@ def fingerprint(grey: U8) -> int | None:
     return int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), "big")
 
 
-def remarks(sample: Sample, look: Look) -> list[Problem]:
-    """What is odd about one image that can be read."""
+def remarks(sample: Sample, look: Look, expected: bool) -> list[Problem]:
+    """What is odd about one image that can be read; something drivable is ``expected`` if its data set has any."""
     file, found = str(sample.image), []
     if ends_early(sample.image):
         found.append(Problem(file, "ends early: a part of the image is missing", serious=False))
+    if not expected:  # which is said of the data set
+        return found
     if all(shares.positive + shares.negative == 0 for shares in look.planes):
         found.append(Problem(file, "is unknown everywhere: nothing can be learnt from it", serious=False))
     elif all(shares.positive == 0 for shares in look.planes):
@@ -232,27 +259,91 @@ def add(shares: Iterable[Shares]) -> Shares:
     return Shares(*(sum(values) for values in zip(*shares, strict=True)))
 
 
+def files_of_planes(samples: Iterable[Sample]) -> set[str]:
+    """Planes that have files of their own."""
+    return {plane for s in samples if s.planes for plane, path in zip(PLANES, s.planes, strict=True) if path}
+
+
 def problems_of_sets(rows: Sequence[Row], by_plane: Container[str]) -> list[Problem]:
-    """What is wrong with data sets as a whole, of which some are labelled ``by_plane``, and with the splits."""
+    """What is wrong with data sets as a whole, of which some are labelled ``by_plane``."""
     found = []
     for dataset in dict.fromkeys(row.dataset for row in rows):
         own = [row for row in rows if row.dataset == dataset]
-        known = [s for plane in PLANES if (s := add(row.planes[plane] for row in own)).positive + s.negative]
-        if known and not any(shares.positive for shares in known):
-            masks = dataset in by_plane and any(shares.unknown for shares in known)
-            hint = f", only 0 and {IGNORE}, which is unknown; if {IGNORE} means drivable, say so in a {CLASSES_FILE}"
-            found.append(Problem(dataset, "no label says drivable", hint if masks else "", masks))
+        planes = [add(row.planes[plane] for row in own) for plane in PLANES]
+        if any(map(sum, planes)) and not any(shares.positive for shares in planes):
+            if dataset in by_plane and any(shares.negative and shares.unknown for shares in planes):
+                found.append(Problem(dataset, "seems to hold masks", f": {MASKS}"))
+            else:
+                found.append(Problem(dataset, "has nothing drivable in any label", "; is the mapping right?", False))
         grey, images = sum(row.grey for row in own), sum(row.images for row in own)
         if grey:
             found.append(Problem(dataset, "has grey images", f": {grey} of {images}", serious=False))
+    return found
+
+
+def problems_of_planes(rows: Sequence[Row], with_files: Container[str]) -> list[Problem]:
+    """Planes of which ``train`` shows only one kind of pixels, of those that are labelled or have files."""
+    planes = {plane: add(row.planes[plane] for row in rows if row.split == "train") for plane in PLANES}
+    drawn = [plane for plane, shares in planes.items() if shares.positive]
+    found = []
+    if any(map(sum, planes.values())) and not drawn:
+        nothing = f": no label there says {' or '.join(PLANES)}, which training refuses"
+        found.append(Problem("train", "has nothing drivable in it", nothing))
+    for plane, (positive, negative, _) in planes.items():
+        if positive and not negative:
+            others = [other for other in drawn if other != plane]
+            remedy = f"make the labels with a mapping whose background says {plane}: 0 ('freespace masks --mapping')"
+            without = f", or leave it out (--set planes=[{','.join(others)}])" if others else ""
+            what = f"never says where {plane} is absent"
+            found.append(Problem("train", what, f": a network would learn to call everything {plane}; {remedy}{without}"))
+        elif drawn and not positive and (negative or plane in with_files):
+            found.append(Problem("train", f"never says where {plane} is", ": training leaves that plane out", False))
+    return found
+
+
+def problems_of_splits(rows: Sequence[Row]) -> list[Problem]:
+    """Splits with few images or none."""
+    found = []
     for split in SPLITS:
-        if not any(row.split == split and row.images for row in rows):
-            found.append(Problem(split, "has no images", serious=split == "train"))
+        images = sum(row.images for row in rows if row.split == split)
+        if not images:
+            found.append(Problem(split, "has no images", EMPTY[split], serious=split == "train"))
+        elif images < FEW and split in SCARCE:
+            found.append(Problem(split, f"has only {counted(images, 'image')}", f": {SCARCE[split]}; label more", False))
     return found
 
 
 def leaks(samples: Sequence[Sample], splits: Sequence[str], prints: NDArray[np.uint64]) -> list[Problem]:
-    """Images that nearly equal one that is nearer to training: of ``val`` in ``train`` or ``dev``, of ``dev`` in ``train``."""
+    """Images that nearly equal one that is nearer to training: of ``val`` in ``train`` or ``dev``, of ``dev`` in ``train``.
+
+    Those of one sequence that is cut in time are one problem together: at the cut they cannot but look alike.
+    """
+    found: list[Problem] = []
+    alike: Counter[tuple[str, str]] = Counter()
+    for i, j in near_pairs(splits, prints):
+        unit, other = ((samples[k].dataset, unit_of(samples[k])) for k in (i, j))
+        if unit == other:
+            alike[unit] += 1
+        else:
+            where = f": {splits[i]}, and {samples[j].image} in {splits[j]}"
+            found.append(Problem(str(samples[i].image), NEAR, where, False))
+    units: dict[tuple[str, str], Counter[str]] = {}
+    for sample, split in zip(samples, splits, strict=True):
+        units.setdefault((sample.dataset, unit_of(sample)), Counter())[split] += 1
+    for (dataset, sequence), held in units.items():
+        if len(held) > 1:
+            later = [split for split in SPLITS if split in held][1:]
+            where = (
+                f": frames beside the cuts of {sequence!r} look alike ({alike[dataset, sequence]} of "
+                f"{sum(held[split] for split in later)} in {' and '.join(later)} nearly equal an earlier split's), so the "
+                f"IoU comes out better than on a new drive; label a second one, or leave out frames beside the cuts"
+            )
+            found.append(Problem(dataset, "has a sequence that is cut in time", where, False))
+    return found
+
+
+def near_pairs(splits: Sequence[str], prints: NDArray[np.uint64]) -> list[tuple[int, int]]:
+    """Each image of ``dev`` or ``val`` with the nearest one of splits nearer to training, where these nearly equal."""
     rank = np.array([SPLITS.index(split) for split in splits])
     found = []
     for later in (1, 2):
@@ -263,11 +354,8 @@ def leaks(samples: Sequence[Sample], splits: Sequence[str], prints: NDArray[np.u
             block = ours[start : start + BLOCK]
             distance = hamming(prints[block], prints[theirs])
             nearest = distance.argmin(axis=1)
-            for i, j in zip(block, theirs[nearest], strict=True):
-                bits = int(hamming(prints[i : i + 1], prints[j : j + 1])[0, 0])
-                if bits <= NEAR_BITS:
-                    where = f": {splits[i]}, and {samples[j].image} in {splits[j]}"
-                    found.append(Problem(str(samples[i].image), "nearly equals an image of another split", where, False))
+            near = distance[np.arange(len(block)), nearest] <= NEAR_BITS
+            found += list(zip(block[near].tolist(), theirs[nearest[near]].tolist(), strict=True))
     return found
 
 
@@ -302,8 +390,6 @@ def print_report(report: Report) -> None:
             print(f"{word}: {problem.file} {problem.reason}{problem.detail}")
         elif shown[problem.reason] == kinds[problem.reason]:
             print(f"{word}: {kinds[problem.reason] - SHOWN} more: {problem.reason}")
+        if shown[problem.reason] == kinds[problem.reason] and problem.reason in ADVICE:
+            print(f"{' ' * len(word)}  {ADVICE[problem.reason]}")
     print(report.verdict)
-
-
-def number(count: int, thing: str) -> str:
-    return f"{count} {thing}{'' if count == 1 else 's'}"

@@ -25,7 +25,8 @@ Frames of one's own are any folder that holds ``images/`` and ``labels/``, and a
     mine/night.txt                          optional: images of one condition, a name a line
 
 These are the labels that ``freespace masks`` writes; it puts them all into one folder, which is fine as long as no two images
-are called the same. Such folders called ``train``, ``dev`` and ``val`` side by side are the published splits of one data set.
+are called the same. A PNG with a palette of colours holds the indices into it. Such folders called ``train``, ``dev`` and
+``val`` side by side are the published splits of one data set.
 
 Targets for training are probabilities as uint8, 0 to `CERTAIN`, or `IGNORE`: hard ones from labels, soft ones from the views
 that `training.distil` writes (``<views>/<data set>/*.jpg``, each with a ``.png`` whose first channels are the planes).
@@ -37,10 +38,11 @@ import hashlib
 import os
 import re
 import threading
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -66,6 +68,13 @@ FOLDERS = (
 )
 CLASSES_FILE, PLANES_FILE = "classes.yaml", "planes.yaml"
 CACHE_BYTES = 4 << 30
+PNG_START, PNG_TYPE, PNG_PALETTE = b"\x89PNG\r\n\x1a\n", 25, 3  # how a PNG begins, where it says what pixels are, and that
+
+MASKS = (
+    f"no label says 1, only 0 and {IGNORE}, which is unknown; if {IGNORE} means drivable, as in masks of 'freespace run', put "
+    f"the labels straight into labels/ and beside it a {CLASSES_FILE}: {{background: 0, classes: {{road: {IGNORE}}}}}"
+)
+"""What is wrong with a data set whose labels seem to be masks, and what to do; see `check_meaning`."""
 
 U8 = NDArray[np.uint8]
 
@@ -97,10 +106,11 @@ class Sample:
 
 
 class Found(NamedTuple):
-    """What lies in a folder: ``samples`` in a fixed order, and images without a label."""
+    """What lies in a folder: ``samples`` in a fixed order, images without a label, and folders with images but no labels."""
 
     samples: list[Sample]
     unlabelled: list[Path]
+    bare: list[Path]
 
 
 def find_samples(root: Path) -> list[Sample]:
@@ -142,26 +152,35 @@ def survey(root: Path) -> Found:
                 samples.append(Sample(name, sequence, image, label, condition, published))
             else:
                 unlabelled.append(image)
-    for name, folders in own_sets(root).items():
+    sets, bare = own_sets(root)
+    for name, folders in sets.items():
         for own in folders:
             found = survey_folder(own, name, own.name if len(folders) > 1 else None)
             samples += found.samples
             unlabelled += found.unlabelled
     if not samples and not unlabelled:
         raise FileNotFoundError(
-            f"no labelled images below {root}: expected camvid/, idd_lite/ or bdd100k/, or folders with images/ and labels/"
+            f"no labelled images below {root}: "
+            + (
+                f"{bare[0]} {without_labels(bare[0])}"
+                if bare
+                else "expected camvid/, idd_lite/ or bdd100k/, or folders with images/ and labels/"
+            )
         )
-    return Found(samples, unlabelled)
+    return Found(samples, unlabelled, bare)
 
 
-def own_sets(root: Path) -> dict[str, list[Path]]:
+def own_sets(root: Path) -> tuple[dict[str, list[Path]], list[Path]]:
     """Folders with ``images/`` and ``labels/`` that are no public data set, by name; several are one set's splits.
+
+    Beside them folders that hold ``images/`` only.
 
     Raises:
         ValueError: two data sets have one name, or one that has a meaning already.
     """
     public = {root / folder.split("/")[0] for folder, _ in FOLDERS if (root / folder / "images").is_dir()}
     sets: dict[str, list[Path]] = {}
+    bare: list[Path] = []
     seen: set[str] = set()  # links may lead in a circle
     for where, below, _ in os.walk(root, followlinks=True):
         folder, real = Path(where), os.path.realpath(where)
@@ -173,13 +192,23 @@ def own_sets(root: Path) -> dict[str, list[Path]]:
             whole = folder.resolve()
             sets.setdefault((whole.parent if whole.name in SPLITS else whole).name, []).append(folder)
             below[:] = set(below) - {"images", "labels"}
+        elif "images" in below:
+            bare.append(folder)
         below[:] = sorted(name for name in below if not name.startswith("."))
     for name, folders in sets.items():
         if name in READERS or name == FOOTAGE:
             raise ValueError(f"{folders[0]}: {name!r} has a meaning of its own as a data set's name; rename the folder")
         if len(folders) > 1 and ({f.name for f in folders} - set(SPLITS) or len({f.parent for f in folders}) > 1):
             raise ValueError(f"{folders[0]} and {folders[1]} would both be called {name!r}; rename one of them")
-    return dict(sorted(sets.items()))
+    return dict(sorted(sets.items())), bare
+
+
+def without_labels(folder: Path) -> str:
+    """What is missing in a folder that has ``images/`` but no ``labels/``, and what to do."""
+    others = sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "images")
+    if found := next((path.name for path in others if any(files_below(path, frozenset({".png"})))), None):
+        return f"has images/ but no labels/; if {found}/ holds the labels, rename it"
+    return "has images/ but no labels/; 'freespace masks' writes them from polygons"
 
 
 def survey_folder(folder: Path, name: str, published: str | None) -> Found:
@@ -190,7 +219,7 @@ def survey_folder(folder: Path, name: str, published: str | None) -> Found:
     lists = {p.stem: read_names(p) for p in sorted(folder.glob("*.txt"))}
     pictures = folder / "images"
     images = sorted(files_below(pictures, IMAGE_SUFFIXES), key=natural)
-    found = Found([], [])
+    found = Found([], [], [])
     taken: dict[Path, Path] = {}
     for image in images:
         place = image.relative_to(pictures).with_suffix("")
@@ -217,9 +246,15 @@ def survey_folder(folder: Path, name: str, published: str | None) -> Found:
             )
         )
     if not found.samples:
-        wanted = labels / by_plane[0] if by_plane else labels
-        example = f", such as {wanted / images[0].stem}.png for {images[0].name}" if images else ""
-        raise FileNotFoundError(f"{folder}: none of its {len(images)} images has a label{example}")
+        if not images:
+            raise FileNotFoundError(f"{pictures} holds no images; wanted files such as {', '.join(sorted(IMAGE_SUFFIXES)[:4])}")
+        example = f"{labels / by_plane[0] if by_plane else labels}/{images[0].stem}.png for {images[0].name}"
+        stems = {image.stem for image in images}
+        misfit = next((p for p in sorted(files_below(labels, IMAGE_SUFFIXES)) if p.suffix != ".png" and p.stem in stems), None)
+        raise FileNotFoundError(
+            f"{folder}: none of its {len(images)} images has a label, such as {example}"
+            + (f"; {misfit} is there, but labels are .png, as JPEG changes the values of pixels" if misfit else "")
+        )
     return found
 
 
@@ -286,11 +321,7 @@ def check_meaning(samples: Iterable[Sample]) -> None:
         if sample.planes and 1 not in seen:
             seen |= {int(v) for path in sample.planes if path for v in np.unique(read_label(path))}
     if masks := [name for name, seen in values.items() if seen == {0, IGNORE}]:
-        raise ValueError(
-            f"{masks[0]}: no label says 1, only 0 and {IGNORE}, which is unknown; if {IGNORE} means drivable, as in masks of "
-            f"'freespace run', put the labels straight into labels/ and beside it a {CLASSES_FILE}: "
-            f"{{background: 0, classes: {{road: {IGNORE}}}}}"
-        )
+        raise ValueError(f"{masks[0]}: {MASKS}")
 
 
 def find_views(root: Path) -> list[Sample]:
@@ -431,9 +462,32 @@ def read_label(path: Path) -> U8:
     label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if label is None:
         raise ValueError(f"cannot decode {path}")
+    if label.dtype == np.uint8 and label.ndim == 3:
+        label = read_indices(path.read_bytes(), label)
     if label.dtype != np.uint8 or (label.ndim == 3 and np.any(label[..., :3] != label[..., :1])):
-        raise ValueError(f"{path} holds colours or more than 8 bits a pixel; wanted one channel of values")
+        raise ValueError(
+            f"{path} holds colours or more than 8 bits a pixel; wanted one channel of values, or a PNG whose palette has the "
+            f"colours; 'freespace masks' writes such labels from polygons"
+        )
     return np.asarray(label if label.ndim == 2 else label[..., 0], np.uint8)
+
+
+def read_indices(data: bytes, image: NDArray[Any]) -> NDArray[Any]:
+    """``image`` as it is, or indices ``(h, w, 3)`` if ``data``, what it was decoded from, is a PNG with a palette of colours.
+
+    OpenCV gives an image with a palette as colours only, so it is decoded again with a palette whose colours are the indices.
+    A palette of greys alone is what programs make of grey images to save space, and the greys are the values.
+    """
+    if not data.startswith(PNG_START) or data[PNG_TYPE] != PNG_PALETTE:
+        return image
+    start = data.index(b"PLTE") + 4
+    end = start + int.from_bytes(data[start - 8 : start - 4], "big")
+    palette = np.frombuffer(data[start:end], np.uint8).reshape(-1, 3)
+    if np.all(palette == palette[:, :1]):
+        return image
+    plain = b"PLTE" + np.arange(len(palette), dtype=np.uint8).repeat(3).tobytes()
+    changed = data[: start - 4] + plain + zlib.crc32(plain).to_bytes(4, "big") + data[end + 4 :]
+    return np.asarray(cv2.imdecode(np.frombuffer(changed, np.uint8), cv2.IMREAD_UNCHANGED))
 
 
 def read_targets(sample: Sample, max_width: int | None = None) -> tuple[U8, U8]:

@@ -108,6 +108,8 @@ def export_model(
     if not isinstance(metrics, dict):
         raise ValueError(f"{report}: not a report of 'freespace evaluate'")
     metrics.pop("images", None)  # of each image: long, and of no use in a model file
+    if out.suffix != ".onnx":
+        raise ValueError(f"{out}: a model file is called .onnx, weights to start from .pt")
     if precision not in PARITY_LIMITS:
         raise ValueError(f"precision {precision!r}: wanted {' or '.join(PARITY_LIMITS)}")
     stride = int(getattr(network, "stride", 32))

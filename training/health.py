@@ -35,7 +35,7 @@ class NotFinite(RuntimeError):
 
     def __str__(self) -> str:
         return (
-            f"loss or gradient is not finite at step {self.step}: {self.cause}; the last good checkpoint is kept; "
+            f"loss or gradient is not finite at step {self.step}: {self.cause}; what was saved before is kept; "
             "try a lower rate, a longer warm-up or a smaller clip"
         )
 

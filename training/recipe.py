@@ -118,10 +118,17 @@ def load_recipe(name: str | None, overrides: dict[str, Any]) -> Recipe:
             path = Path(str(RECIPES / f"{name}.yaml"))
             if not path.exists():
                 raise ValueError(f"no recipe {name!r}; there are {', '.join(recipe_names())}, or give a .yaml file")
+    if path is not None and not path.exists():
+        raise ValueError(f"{path}: no such recipe file")
     recipe = read_settings(Recipe, path, overrides)
     phases_of(recipe)
     if "epochs" in overrides and any("epochs" in phase for phase in recipe.phases):
-        raise ValueError(f"epochs: the phases of {name} name theirs; give --set 'phases=[{{epochs: 1}}, ...]', or phases=[]")
+        shown = ", ".join("{" + ", ".join(f"{k}: {v}" for k, v in phase.items()) + "}" for phase in recipe.phases)
+        raise ValueError(
+            f"epochs: the phases of {name} have theirs; give --set 'phases=[{shown}]' with other numbers".replace(
+                "'encoder'", "encoder"
+            )
+        )
     return recipe
 
 

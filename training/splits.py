@@ -1,9 +1,11 @@
 """Which images are trained on, which are for choices (dev), and which for the report only (val).
 
 Images of one sequence look alike, so a sequence is in one split as a whole. Public data sets keep `datasets.split_of`. A data
-set of one's own keeps its published splits; otherwise a hash of its name, the sequence's and a seed says where a sequence goes,
-so that more images move none of those there. Only where train or val would stay empty, a sequence is moved there. Data sets of
-a single sequence are cut in time. Whoever goes on collecting writes the splits to a file, which settles it.
+set of one's own keeps its published splits; otherwise a hash of its name, the sequence's and a seed says where a sequence goes.
+More images of a sequence never move it. Of `MANY` sequences or more each has a draw of its own, so that further sequences move
+none of those there; fewer are counted out in the order of their hashes, so that a split gets what is due to it, and a further
+sequence may move those at the borders. Data sets of a single sequence are cut in time. Whoever goes on collecting writes the
+splits to a file, which settles it.
 
 A file holds what was decided, split -> data set -> sequences, for people to read and change::
 
@@ -28,11 +30,13 @@ from typing import NamedTuple
 import yaml
 
 from engine.files import write_whole
+from training.annotations.base import counted
 from training.annotations.files import natural
 from training.datasets import READERS, SPLITS, Sample, split_of
 
 FRACTIONS: Mapping[str, float] = {"train": 0.75, "dev": 0.05, "val": 0.2}
-NAMED = 5  # sequences that an error names, of many
+MANY = 40  # sequences, of which independent draws come near to the fractions
+NAMED = 5  # sequences that a message names, of many
 
 Assignment = dict[str, dict[str, list[str]]]
 """Split -> data set -> entries, as in the file."""
@@ -88,15 +92,46 @@ def assign(samples: Sequence[Sample], seed: int, fractions: Mapping[str, float])
 
 
 def split_sequences(dataset: str, sequences: Sequence[str], seed: int, fractions: Mapping[str, float]) -> dict[str, str]:
-    """Split of each of at least two sequences; ``train`` and ``val`` are not empty if they have a fraction at all."""
+    """Split of each of at least two sequences: ``val`` for the lowest hashes, then ``dev``, then ``train``.
+
+    Of fewer than `MANY` as many as `quotas` says, of others as many as their hashes say, each for itself.
+    """
     place = {name: uniform_hash(f"{seed}/{dataset}/{name}") for name in sequences}
-    val, dev = fractions.get("val", 0), fractions.get("dev", 0)
-    split = {name: "val" if p < val else "dev" if p < val + dev else "train" for name, p in place.items()}
-    ordered = sorted(sequences, key=lambda name: place[name])
-    for wanted, name in (("val", ordered[0]), ("train", ordered[-1])):
-        if fractions.get(wanted, 0) > 0 and wanted not in split.values():
-            split[name] = wanted
-    return split
+    counts = quotas(len(place), fractions) if len(place) < MANY else drawn(list(place.values()), fractions)
+    ordered = sorted(place, key=lambda name: place[name])
+    return dict(zip(ordered, [split for split in ("val", "dev", "train") for _ in range(counts[split])], strict=True))
+
+
+def drawn(places: Sequence[float], fractions: Mapping[str, float]) -> dict[str, int]:
+    """How many hashes fall to each split; one of the fullest goes to a split that has a fraction and would stay empty."""
+    val = sum(place < fractions.get("val", 0) for place in places)
+    dev = sum(place < fractions.get("val", 0) + fractions.get("dev", 0) for place in places) - val
+    counts = {"train": len(places) - dev - val, "dev": dev, "val": val}
+    for name in SPLITS:
+        if fractions.get(name, 0) > 0 and not counts[name]:
+            counts[max(counts, key=lambda other: counts[other])] -= 1
+            counts[name] = 1
+    return counts
+
+
+def quotas(count: int, fractions: Mapping[str, float]) -> dict[str, int]:
+    """How many of at least two sequences each split gets: its fraction, rounded, and the rest for ``train``.
+
+    Where it has a fraction, ``val`` gets at least one, ``dev`` at least one of four or more, ``train`` at least one, and no
+    fewer than ``val`` unless that is what the fractions say.
+    """
+    share = {name: round(fractions.get(name, 0), 6) for name in SPLITS}
+    val = max(round(share["val"] * count), 1) if share["val"] else 0
+    dev = max(round(share["dev"] * count), 1 if count >= 4 else 0) if share["dev"] else 0
+    if not share["train"]:
+        dev = min(dev, count - bool(val))
+        return {"train": 0, "dev": dev, "val": count - dev}
+    while (train := count - dev - val) < max(1, val if share["train"] >= share["val"] else 1):
+        if val > dev:
+            val -= 1
+        else:
+            dev -= 1
+    return {"train": train, "dev": dev, "val": val}
 
 
 def uniform_hash(text: str) -> float:
@@ -123,6 +158,18 @@ def split_in_time(images: Sequence[Sample], fractions: Mapping[str, float]) -> d
     counts[order[0]] += len(ordered) - sum(counts.values())
     names = [name for name in SPLITS for _ in range(counts.get(name, 0))]
     return dict(zip(ordered, names, strict=True))
+
+
+def describe(splits: Mapping[str, Sequence[Sample]]) -> str:
+    """What each split holds, as in ``train 120 images (12 sequences), dev 8 (1), val 30 (3)``."""
+    parts: list[str] = []
+    for name, samples in splits.items():
+        images, sequences = len(samples), len({(sample.dataset, unit_of(sample)) for sample in samples})
+        if parts:
+            parts.append(f"{name} {images} ({sequences})")
+        else:
+            parts.append(f"{name} {counted(images, 'image')} ({counted(sequences, 'sequence')})")
+    return ", ".join(parts)
 
 
 # -- Files -------------------------------------------------------------------------------------------------------------
@@ -231,7 +278,11 @@ def overlapping(parts: Mapping[str, Iterable[Entry]]) -> tuple[str, str] | None:
 
 
 def look_up(samples: Sequence[Sample], assignment: Assignment, path: Path) -> dict[Sample, str]:
-    """Split of each sample as the file at ``path`` says. Raises ValueError: it does not say it of all."""
+    """Split of each sample as the file at ``path`` says; entries that hold no sample are named on stderr.
+
+    Raises:
+        ValueError: it does not say it of all.
+    """
     entries: dict[tuple[str, str], list[tuple[str, Entry]]] = {}
     for split, sets in assignment.items():
         for dataset, texts in sets.items():
@@ -240,14 +291,24 @@ def look_up(samples: Sequence[Sample], assignment: Assignment, path: Path) -> di
                 entries.setdefault((dataset, entry.sequence), []).append((split, entry))
     found: dict[Sample, str] = {}
     missing: dict[str, None] = {}
+    used: set[tuple[str, Entry]] = set()
     for sample in samples:
         listed = entries.get((sample.dataset, unit_of(sample)), [])
-        split_name = next((split for split, entry in listed if entry.holds(sample.image.stem)), None)
-        if split_name:
-            found[sample] = split_name
+        holding = [(split, entry) for split, entry in listed if entry.holds(sample.image.stem)]
+        if holding:
+            found[sample] = holding[0][0]
+            used |= {(sample.dataset, entry) for _, entry in holding}
         else:
             missing[f"{sample.dataset}/{unit_of(sample)}" + (f" @ {sample.image.stem}" if listed else "")] = None
     if missing:
-        some = ", ".join(list(missing)[:NAMED]) + (f" and {len(missing) - NAMED} more" if len(missing) > NAMED else "")
-        raise ValueError(f"{path}: does not say in which split {some} is; add it, or write the splits anew")
+        raise ValueError(f"{path}: does not say in which split {some_of(missing)} is; add it, or write the splits anew")
+    parts = [(split, dataset, entry) for (dataset, _), listed in entries.items() for split, entry in listed]
+    if idle := [f"{split}: {dataset}/{entry}" for split, dataset, entry in parts if (dataset, entry) not in used]:
+        print(f"note: {path}: no image is meant by {some_of(idle)}", file=sys.stderr)
     return found
+
+
+def some_of(names: Iterable[str]) -> str:
+    """The first ones, and how many more there are."""
+    listed = list(names)
+    return ", ".join(listed[:NAMED]) + (f" and {len(listed) - NAMED} more" if len(listed) > NAMED else "")

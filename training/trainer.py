@@ -53,7 +53,7 @@ from training.optimisers import Schedule, build_optimiser, build_schedule, l1_pe
 from training.recipe import Recipe, parse_size, phases_of
 from training.report import write_report
 from training.sheets import prediction_sheet
-from training.splits import assignment_of, split_samples, write_splits
+from training.splits import assignment_of, describe, split_samples, write_splits
 
 T = TypeVar("T")
 
@@ -196,16 +196,37 @@ class Training:
             log = RunLog(run.out, epochs_done=self.epoch, tensorboard=run.tensorboard)
         try:
             first = 0
+            if log:
+                print(self.describe(), flush=True)
             for phase in self.phases:
                 if self.epoch < first + phase.epochs and not self.stopped:
                     self.train_phase(phase, first, log)
                 first += phase.epochs
+        except KeyboardInterrupt:
+            if log:
+                done = (
+                    f"after {self.epoch} of {self.epochs} epochs; the same command goes on"
+                    if self.epoch
+                    else "in its first epoch"
+                )
+                print(f"interrupted {done}", file=sys.stderr)
+            raise
         finally:
             if log:
                 log.close()
         if log:
             self.report()
         return self.last
+
+    def describe(self) -> str:
+        """What is about to happen, in one line."""
+        start = "goes on" if self.epoch else "starts"
+        precision = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
+        views = sum(sample.view for sample in self.data.cache.samples)
+        learnt = describe(self.data.splits) + (f", {views} views" if views else "")
+        missing = "" if self.data.splits["dev"] else "; without dev there is no IoU and no best.pt"
+        where = f"{self.recipe.model} for {' and '.join(self.data.planes)}, {precision} on {self.world.device}"
+        return f"{where}: {start} after {self.epoch} of {self.epochs} epochs; {learnt}{missing}"
 
     def report(self) -> None:
         write_sheets(self.average, self.data, self.phases[-1], self.run.out, self.world.device)
@@ -471,9 +492,17 @@ def images_of(states: Sequence[dict[str, Any]], own: Mapping[str, int]) -> dict[
 
 
 def shipped_checkpoint(path: Path) -> Path:
-    """``path``, or the checkpoint of that name that comes with the package, such as ``small``."""
-    shipped = Path(__file__).parent / "weights" / f"{path}.pt"
-    return shipped if path.suffix == "" and not path.exists() and shipped.exists() else path
+    """``path``, or the checkpoint of that name that comes with the package, such as ``small``.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    if path.exists():
+        return path
+    shipped = {found.stem: found for found in sorted((Path(__file__).parent / "weights").glob("*.pt"))}
+    if str(path) not in shipped:
+        raise FileNotFoundError(f"{path}: no such checkpoint; shipped ones are called {', '.join(shipped)}")
+    return shipped[str(path)]
 
 
 def add_hints(network: Network, recipe: Recipe, data: Data, resumed: dict[str, Any] | None) -> HintHead | None:
@@ -536,6 +565,8 @@ def size_of(state: dict[str, Any]) -> tuple[int, int]:
 def expand(names: Sequence[str], network: Network) -> list[str]:
     """Names of stages, ``encoder`` written out."""
     stages = [name for name, _ in stages_of(network)]
+    if unknown := [name for name in names if name not in (*stages, "encoder")]:
+        raise ValueError(f"unknown stage {', '.join(unknown)}; {', '.join(stages)} are there, and encoder for all but the last")
     return [n for name in names for n in (stages[:-1] if name == "encoder" else [name])]
 
 
@@ -587,7 +618,11 @@ def load_checkpoint(path: Path, recipe: Recipe, run: Run) -> dict[str, Any]:
     changed = [k for k in wanted if json.dumps(wanted[k], sort_keys=True) != json.dumps(earlier.get(k), sort_keys=True)]
     changed += ["--views"] if state["views"] != (read_origin(run.views) if run.views else {}) else []
     if changed:
-        raise ValueError(f"{path}: that run had other settings ({', '.join(changed)}); give them again, or another --out")
+        first = changed[0]
+        before = f"; {first} was {earlier.get(first)!r}" if first in wanted else ""
+        raise ValueError(
+            f"{path}: that run had other settings ({', '.join(changed)}{before}); give them again, or another --out"
+        )
     return state
 
 
@@ -602,8 +637,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         missing = {"average", "config", "earlier", "epoch", "images"} - state.keys()
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: no such checkpoint") from error
     except Exception as error:
         raise ValueError(f"{path}: not a checkpoint of 'freespace train'") from error
     if missing:

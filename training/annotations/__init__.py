@@ -25,5 +25,12 @@ label and the ``group_id`` of the one around it and the flag ``hole``, and `labe
 **Overlaps.** Objects of one class are merged; of two classes the later one in the mapping wins (see `classes`). In
 Cityscapes' files the later object wins, as that data set defines it.
 
+**What is not known.** An object of a class that the mapping does not name leaves its pixels unknown, over all others; one that
+has no more than a box leaves them unknown where nothing else is labelled. An outline without area says nothing that could be
+drawn, so its image gets no label.
+
+**Places.** A label lies in the same sub-folders as its image below ``--images`` or ``images`` beside the labels, or else as its
+JSON file below the folder given; so `training.datasets` finds it.
+
 NumPy, OpenCV, shapely, orjson and PyYAML are all this needs.
 """

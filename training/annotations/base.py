@@ -42,13 +42,6 @@ class Patch(NamedTuple):
     top: int
 
 
-class Remark(NamedTuple):
-    """Something about an object that its annotator should know; ``skipped`` where it is not in the label."""
-
-    text: str
-    skipped: bool
-
-
 @dataclass(frozen=True)
 class Region:
     """One labelled region: either ``rings`` or ``bitmap``.
@@ -57,11 +50,13 @@ class Region:
         label: name of its class as in the file.
         rings: the exterior, then the holes, each float ``(n, 2)``, pixel centres at whole numbers, first point not repeated.
         bitmap: its pixels.
+        unsure: whether its object lies somewhere within and no more is known, as within a box.
     """
 
     label: str
     rings: list[Ring] = field(default_factory=list)
     bitmap: Patch | None = None
+    unsure: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,6 +97,11 @@ def stem_of(image: str) -> str:
     name = PurePosixPath(image.replace("\\", "/")).name
     stem, suffix = PurePosixPath(name).stem, PurePosixPath(name).suffix
     return stem if suffix.lower() in IMAGE_SUFFIXES else name
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 label``, ``2 labels``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def read_size(width: Any, height: Any) -> tuple[int, int] | None:

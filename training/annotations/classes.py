@@ -10,11 +10,13 @@ Either one index a class, for label images of indices (``road: 3``), or a value 
       void: {}
       "*": {freespace: 0, ego: 0}          # optional: all others
 
-Case, spaces, ``_``, ``-`` and ``/`` in class names do not matter.
+Case, spaces, ``_``, ``-`` and ``/`` in class names do not matter. An object of a class that is not there may be anything: its
+pixels are unknown, 255 on every plane and as an index.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -26,11 +28,12 @@ import yaml
 from numpy.typing import NDArray
 
 from engine.contract import KNOWN_PLANES
-from training.annotations.base import Annotation, Region, Remark
+from training.annotations.base import Annotation, Region
 from training.annotations.raster import outlines, paint, rasterise
 
 IGNORE = 255
 OTHERS = "*"
+UNMAPPED = "unknown"  # what pixels that are unknown are called on the way back, where the mapping has no name for them
 
 Values = tuple[int, ...]
 
@@ -62,9 +65,27 @@ class Classes:
         return names.index(key) + 1 if key in self.values else None
 
     @property
+    def unknown(self) -> Values:
+        """The values of a pixel of which nothing is known."""
+        return (IGNORE,) * len(self.background)
+
+    @property
+    def unknown_rank(self) -> int:
+        """The rank of such pixels, above all classes."""
+        return len(self.values) + 1
+
+    @property
     def table(self) -> NDArray[np.uint8]:
-        """uint8 ``(1 + classes, max(1, planes))``: values by rank, those of the background first."""
-        return np.array([self.background, *self.values.values()], np.uint8)
+        """uint8 ``(2 + classes, max(1, planes))``: values by rank, those of the background first, unknown last."""
+        return np.array([self.background, *self.values.values(), self.unknown], np.uint8)
+
+    def line_for(self, label: str) -> str:
+        """A line of YAML that would map ``label``: off the road, or to the first index that is free."""
+        taken = {IGNORE, *self.background, *(v for values in self.values.values() for v in values)}
+        free = next((index for index in range(IGNORE) if index not in taken), 0)
+        value = f"{{{', '.join(f'{plane}: 0' for plane in self.planes)}}}" if self.planes else str(free)
+        plain = re.fullmatch(r"[^\W\d]([\w -]*\w)?", label) and yaml.safe_load(label) == label
+        return f"{label if plain else json.dumps(label, ensure_ascii=False)}: {value}"
 
 
 THINGS = """
@@ -148,34 +169,48 @@ class Label:
 
     Attributes:
         ranks: int32 ``(H, W)``, `Classes.rank` of the class that each pixel belongs to, 0 for the background.
-        unknown: how many objects each class has that the mapping does not know; they are not drawn.
+        unmapped: how many objects each class has that the mapping does not know; their pixels are unknown.
         remarks: what had to be put right or left out.
     """
 
     ranks: NDArray[np.int32]
-    unknown: Counter[str]
-    remarks: list[Remark]
+    unmapped: Counter[str]
+    remarks: list[str]
 
 
 def draw(annotation: Annotation, size: tuple[int, int], classes: Classes) -> Label:
-    """Paint the regions of ``annotation`` on an image of ``size`` (width, height), by priority or, if layered, in turn."""
-    known = [(rank, region) for region in annotation.regions if (rank := classes.rank(region.label)) is not None]
-    unknown = Counter(region.label for region in annotation.regions if classes.rank(region.label) is None)
+    """Paint the regions of ``annotation`` on an image of ``size`` (width, height), by priority or, if layered, in turn.
+
+    What is unsure is painted first, as unknown; objects of classes that are not mapped last, for they may hide any other.
+
+    Raises:
+        ValueError: an outline has no area, or pixels are unknown and the mapping uses `IGNORE` as the index of a class.
+    """
+    unmapped = Counter(region.label for region in annotation.regions if classes.rank(region.label) is None)
+    painted = [(classes.rank(region.label) or classes.unknown_rank, region) for region in annotation.regions]
     if not annotation.layered:
-        known.sort(key=lambda pair: pair[0])
+        painted.sort(key=lambda pair: pair[0])
+    painted.sort(key=lambda pair: not pair[1].unsure)
     ranks = np.zeros((size[1], size[0]), np.int32)
-    remarks = [Remark(text, True) for text in annotation.left_out]
-    for rank, region in known:
-        patch, notes = rasterise(region, size)
-        paint(ranks, patch, rank)
-        remarks += notes
-    return Label(ranks, unknown, remarks)
+    remarks = list(annotation.left_out)
+    for rank, region in painted:
+        if region.unsure and tuple(classes.table[rank].tolist()) == classes.background:
+            continue  # whatever its shape
+        patch, repairs = rasterise(region, size)
+        paint(ranks, patch, classes.unknown_rank if region.unsure else rank)
+        remarks += repairs
+    if not classes.planes and (ranks == classes.unknown_rank).any():
+        taken = [name for name, (index,) in [("background", classes.background), *classes.values.items()] if index == IGNORE]
+        if taken:
+            raise ValueError(f"some pixels are unknown, and the mapping uses {IGNORE}, which would say so, for {taken[0]!r}")
+    return Label(ranks, unmapped, remarks)
 
 
 def regions_of(planes: NDArray[np.uint8], classes: Classes) -> list[Region]:
     """The regions of a label, uint8 ``(max(1, planes), H, W)``, without the background, in the order of priority.
 
-    Where several classes have the same values it is taken to be the first.
+    Where several classes have the same values it is taken to be the first. What is unknown is called `UNMAPPED` where no
+    class says so, and is unknown again when it is read.
 
     Raises:
         ValueError: there is a value that no class has.
@@ -184,6 +219,8 @@ def regions_of(planes: NDArray[np.uint8], classes: Classes) -> list[Region]:
     for name, values in classes.values.items():
         if name != OTHERS:
             names.setdefault(values, name)
+    if classes.rank(UNMAPPED) is None:
+        names.setdefault(classes.unknown, UNMAPPED)
     regions = []
     covered = (planes == np.array(classes.background)[:, None, None]).all(axis=0)
     for values, name in names.items():

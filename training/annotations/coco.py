@@ -1,4 +1,7 @@
-"""COCO: one JSON file for many images; polygons, or run lengths (plain or compressed) for crowds and masks."""
+"""COCO: one JSON file for many images; polygons, or run lengths (plain or compressed) for crowds and masks.
+
+What has only a box is somewhere within it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.annotations.base import LARGEST_PIXELS, Annotation, Entry, Patch, Region, read_ring, read_size
+from training.annotations.base import LARGEST_PIXELS, Annotation, Entry, Patch, Region, read_rectangle, read_ring, read_size
 
 
 def recognise(data: Any) -> bool:
@@ -38,6 +41,11 @@ def read_image(image: Any, objects: list[Any], names: dict[Any, str]) -> Annotat
             raise ValueError(f"an object has category {thing['category_id']}, which is not in the file")
         label, shape = names[thing["category_id"]], thing.get("segmentation")
         if not shape:
+            if not thing.get("bbox"):
+                raise ValueError(f"{label!r}: has neither segmentation nor bbox")
+            left, top, width, height = thing["bbox"]
+            box = read_rectangle([(left, top), (left + width, top + height)])
+            regions.append(Region(label, [box], unsure=True))
             left_out.append(f"{label!r}: has no segmentation")
         elif isinstance(shape, dict):
             patch = read_runs(shape)

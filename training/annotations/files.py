@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import cv2
@@ -20,29 +21,68 @@ U8 = NDArray[np.uint8]
 
 
 class Images:
-    """The images below some folders, by name; those that lie in one of ``without``, folders of results, are none."""
+    """The images below some folders, by name; those below one of ``without``, folders of results within them, are none."""
 
     def __init__(self, folders: Iterable[Path], without: Sequence[Path] = ()) -> None:
-        results = {folder.absolute() for folder in without}
-        found = {p for folder in folders for p in files_below(folder, IMAGE_SUFFIXES) if p.absolute().parent not in results}
-        self.paths = sorted(found, key=natural)
+        found: dict[str, Path] = {}
+        for folder in folders:
+            results = {result.absolute() for result in without if below(result, folder)}
+            for path in files_below(folder, IMAGE_SUFFIXES):
+                if results.isdisjoint(path.absolute().parents):
+                    found.setdefault(os.path.abspath(path), path)
         self._by_name: dict[str, list[Path]] = {}
-        for path in self.paths:
+        for path in sorted(found.values(), key=natural):
             for name in {path.name, path.stem}:
                 self._by_name.setdefault(name, []).append(path)
+        self._known = set(found)
+
+    def __contains__(self, path: Path) -> bool:
+        return os.path.abspath(path) in self._known
 
     def find(self, name: str, beside: Path) -> Path | None:
-        """The image called ``name`` (folders and suffix may differ); of several the one that lies closest to ``beside``."""
-        whole = name.replace("\\", "/").rpartition("/")[2]
+        """The image that the file ``beside`` calls ``name``; the suffix may differ, and so may folders.
+
+        Of several it is the one whose last folders are those of ``name``, then the one that has most folders in common with
+        ``beside``.
+
+        Raises:
+            ValueError: that fits images in two folders equally.
+        """
+        *folders, whole = name.replace("\\", "/").split("/")
         found = self._by_name.get(whole) or self._by_name.get(stem_of(whole), [])
-        return max(found, key=lambda p: len(os.path.commonpath((p.absolute(), beside.absolute()))), default=None)
+        near = set(beside.absolute().parent.parts)
+
+        def likeness(path: Path) -> tuple[int, int]:
+            parents = path.absolute().parent.parts
+            pairs = zip(reversed(folders), reversed(parents), strict=False)
+            return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs))), len(near & set(parents))
+
+        highest = max(map(likeness, found), default=None)
+        best = [path for path in found if likeness(path) == highest]
+        if len({path.parent for path in best}) > 1:
+            raise ValueError(f"may be about {best[0]} or {best[1]}; put it into a folder called as the image's")
+        return best[0] if best else None
+
+
+def led_to(name: str, beside: Path) -> Path | None:
+    """The image that the path ``name`` leads to from the file ``beside``, None where it leads to none."""
+    path = beside.parent / name.replace("\\", "/")
+    return path if path.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(path) else None
+
+
+def below(path: Path, folder: Path) -> Path | None:
+    """The way from ``folder`` to ``path``, which may go through links; None where ``path`` is not below it."""
+    for whole in (os.path.abspath, os.path.realpath):
+        if Path(whole(path)).is_relative_to(whole(folder)):
+            return Path(whole(path)).relative_to(whole(folder))
+    return None
 
 
 class Outputs:
     """A folder of results: nothing is replaced unasked, and no file is written twice.
 
     Raises:
-        ValueError: ``folder`` is a file, or holds files with this suffix already and ``overwrite`` is off.
+        ValueError: ``folder`` is a file, or there are files with this suffix below it and ``overwrite`` is off.
     """
 
     def __init__(self, folder: Path, suffix: str, overwrite: bool) -> None:
@@ -51,21 +91,26 @@ class Outputs:
         there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
         if not there.is_dir():
             raise ValueError(f"{there}: is a file; give a folder")
-        if not overwrite and (old := next(folder.glob(f"[!.]*{suffix}"), None)):
+        if not overwrite and (old := next(iter(files_below(folder, {suffix})), None)):
             raise ValueError(f"{old}: exists already; give --overwrite to replace files in {folder}, or another folder")
 
-    def path(self, stem: str) -> Path:
-        """Where the file called ``stem`` goes. Raises ValueError: that was written already, or is no name."""
+    def path(self, place: str) -> Path:
+        """Where the file goes whose name, after folders with ``/``, is ``place``.
+
+        Raises:
+            ValueError: that was written already, or is no name.
+        """
+        stem = place.rpartition("/")[2]
         if not stem or "\0" in stem or len(stem.encode()) > LONGEST_NAME:
             raise ValueError(f"the image's name {stem[:20]!r} is none that a file can have")
-        path = self.folder / f"{stem}{self.suffix}"
+        path = self.folder / f"{place}{self.suffix}"
         if path in self._taken:
             raise ValueError(f"another file is about an image of this name, too; {path} is that one's")
         return path
 
-    def write(self, stem: str, data: bytes) -> Path:
-        path = self.path(stem)
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def write(self, place: str, data: bytes) -> Path:
+        path = self.path(place)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, data)
         self._taken.add(path)
         return path
@@ -76,14 +121,25 @@ def files_below(folder: Path, suffixes: Iterable[str]) -> list[Path]:
     return [p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file() and not p.name.startswith(".")]
 
 
-def find_json(inputs: Sequence[Path]) -> list[Path]:
-    """Files among ``inputs`` and JSON files below folders among them. Raises FileNotFoundError: there are none."""
-    files: dict[Path, None] = {}
+def find_json(inputs: Sequence[Path]) -> dict[Path, Path]:
+    """Files among ``inputs`` and JSON files below folders among them, each with its place: below that folder, or below the
+    one that holds all the files given.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    single = [os.path.dirname(os.path.abspath(path)) for path in inputs if not path.is_dir()]
+    common = os.path.commonpath(single) if single else ""
+    files: dict[Path, Path] = {}
     for path in inputs:
-        files.update(dict.fromkeys(sorted(files_below(path, {".json"}), key=natural) if path.is_dir() else [path]))
+        if path.is_dir():
+            for file in sorted(files_below(path, {".json"}), key=natural):
+                files.setdefault(file, file.relative_to(path))
+        else:
+            files.setdefault(path, Path(os.path.relpath(path, common)))
     if not files:
         raise FileNotFoundError(f"no .json in {', '.join(map(str, inputs))}")
-    return list(files)
+    return files
 
 
 def must_exist(*paths: Path | None) -> None:

@@ -22,6 +22,9 @@ def open_annotations(path: Path, name: str | None = None) -> tuple[str, list[Ent
         base.MALFORMED: no JSON, of no known format, or not of the format ``name``.
     """
     data = parse(path.read_bytes())
+    found = formats_of(data)
+    if name and found and name not in found:
+        raise ValueError(f"looks like {found[0]}, not like {name}; give --format {found[0]}, or none")
     name = name or format_of(data)
     return name, READERS[name].read(data, path)
 
@@ -36,7 +39,12 @@ def parse(text: bytes) -> Any:
 
 def format_of(data: Any) -> str:
     """The name of the format of ``data``. Raises ValueError: none that is known."""
-    found = [name for name, module in READERS.items() if module.recognise(data)]
+    found = formats_of(data)
     if not found:
         raise ValueError(f"no known format ({', '.join(READERS)})")
     return found[0]
+
+
+def formats_of(data: Any) -> list[str]:
+    """The names of all formats that ``data`` looks like."""
+    return [name for name, module in READERS.items() if module.recognise(data)]

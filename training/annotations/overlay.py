@@ -16,8 +16,8 @@ UNKNOWN_COLOUR = (128, 128, 128)  # BGR
 
 
 def palette(classes: Classes) -> U8:
-    """BGR ``(1 + classes, 3)`` by rank: classes of one value share a colour, unknown is grey; black stands for nothing."""
-    values = [classes.background, *classes.values.values()]
+    """BGR uint8 ``(2 + classes, 3)``, the rows of `Classes.table`: one value, one colour; grey is unknown, black nothing."""
+    values = [tuple(row) for row in classes.table.tolist()]
     others = [v for v in dict.fromkeys(values) if v != classes.background and set(v) != {IGNORE}]
     hues = np.array([[[129 + 111 * i, 220, 210] for i in range(len(others) or 1)]]) % (180, 256, 256)
     colours = dict(zip(others, cv2.cvtColor(hues.astype(np.uint8), cv2.COLOR_HSV2BGR)[0].tolist(), strict=False))

@@ -9,45 +9,50 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from training.annotations.base import Patch, Region, Remark, Ring
+from training.annotations.base import Patch, Region, Ring, counted
 
 
-def rasterise(region: Region, size: tuple[int, int]) -> tuple[Patch, list[Remark]]:
+def rasterise(region: Region, size: tuple[int, int]) -> tuple[Patch, list[str]]:
     """The pixels of ``region`` within an image of ``size`` (width, height), and what had to be done to its outlines.
 
     Holes are cut out, wherever they lie. A ring that crosses or touches itself is repaired: what it winds around is inside.
+
+    Raises:
+        ValueError: an outline has no area, so that nobody knows what its annotator meant.
     """
     if region.bitmap is not None:
         return clipped(region.bitmap, size), []
+    if not region.rings:
+        raise ValueError(f"{region.label!r}: has no outline")
     remarks = []
     patches = []
     for ring in region.rings:
-        rings, remark = repaired(ring)
+        rings, wrong = repaired(ring)
+        if not rings:
+            raise ValueError(f"{region.label!r}: {wrong}; finish or delete it")
         patches.append(fill(rings, size))
-        if remark:
-            remarks.append(remark._replace(text=f"{region.label!r}: {remark.text}"))
-    if not patches:
-        return Patch(np.zeros((0, 0), np.bool_), 0, 0), [Remark(f"{region.label!r}: has no outline", True)]
+        if wrong:
+            remarks.append(f"{region.label!r}: repaired an outline ({wrong})")
     outer = patches[0]
     for hole in patches[1:]:
         paint(outer.mask, hole._replace(left=hole.left - outer.left, top=hole.top - outer.top), False)
     return outer, remarks
 
 
-def repaired(ring: Ring) -> tuple[list[Ring], Remark | None]:
-    """Rings that, filled by the even-odd rule, cover what ``ring`` encloses; and what was wrong with it."""
+def repaired(ring: Ring) -> tuple[list[Ring], str]:
+    """Rings that, filled by the even-odd rule, cover what ``ring`` encloses; and what was wrong with it, '' for nothing."""
     if len(ring) < 3:
-        return [], Remark(f"an outline of {len(ring)} points has no area", True)
+        return [], f"an outline of {counted(len(ring), 'point')} has no area"
     polygon = shapely.Polygon(ring)
     if polygon.is_valid:
-        return [ring], None
+        return [ring], ""
     reason = shapely.is_valid_reason(polygon).split("[")[0].lower()
     whole = shapely.make_valid(polygon, method="structure", keep_collapsed=False)
     parts = [part for part in shapely.get_parts(whole) if part.geom_type == "Polygon" and not part.is_empty]
     if not parts:
-        return [], Remark("an outline has no area", True)
+        return [], "an outline has no area"
     rings = [np.asarray(r.coords)[:-1] for part in parts for r in (part.exterior, *part.interiors)]
-    return rings, Remark(f"repaired an outline ({reason})", False)
+    return rings, str(reason)
 
 
 def fill(rings: Sequence[Ring], size: tuple[int, int]) -> Patch:

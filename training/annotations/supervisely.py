@@ -24,6 +24,7 @@ from training.annotations.base import (
 )
 
 META = "meta"  # name of the file with the project's classes
+FOLDER = "ann"  # of a data set's annotations, beside that of its images
 
 
 def recognise(data: Any) -> bool:
