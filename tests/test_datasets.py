@@ -277,7 +277,7 @@ def test_images_without_labels_are_told_what_is_missing(tmp_path: Path) -> None:
     put(tmp_path / "mine/images/a.jpg", photo())
     with pytest.raises(FileNotFoundError, match=r"mine has images/ but no labels/; 'freespace masks' writes them"):
         find_samples(tmp_path)
-    put(tmp_path / "mine/masks/deep/a.png", HALF)
+    put(tmp_path / "mine/masks/a.png", HALF)
     with pytest.raises(FileNotFoundError, match=r"mine has images/ but no labels/; if masks/ holds the labels, rename it"):
         find_samples(tmp_path)
     own_set(tmp_path / "other", *(f"{name}/{i}.jpg" for name in "ab" for i in range(2)))
@@ -286,16 +286,14 @@ def test_images_without_labels_are_told_what_is_missing(tmp_path: Path) -> None:
     assert (problem.file, problem.serious) == (str(tmp_path / "mine"), False)
 
     (tmp_path / "mine/masks").rename(tmp_path / "mine/labels")
-    assert "mine" in {s.dataset for s in find_samples(tmp_path)} or (tmp_path / "mine/labels/deep/a.png").exists()
+    assert {s.dataset for s in find_samples(tmp_path)} == {"mine", "other"}
 
 
 @pytest.mark.parametrize("place", ["labels/a.jpg", "labels/freespace/a.JPG", "labels/freespace/a.bmp"])
 def test_labels_of_another_kind_are_pointed_out(place: str, tmp_path: Path) -> None:
     put(tmp_path / "mine/images/a.jpg", photo())
     put(tmp_path / "mine" / place, HALF)
-    with pytest.raises(
-        FileNotFoundError, match=rf"a\.png for a\.jpg; .*{place} is there, but labels are \.png, as JPEG changes"
-    ):
+    with pytest.raises(FileNotFoundError, match=rf"a\.png for a\.jpg; .*{place} is there, but labels are \.png"):
         find_samples(tmp_path)
     (tmp_path / "mine/images/a.jpg").unlink()
     with pytest.raises(FileNotFoundError, match="images holds no images"):
@@ -479,7 +477,8 @@ def test_quotas(count: int, dev: int, val: int) -> None:
     held = quotas(count, {name: value / 100 for name, value in percent.items()})
     assert sum(held.values()) == count
     for name, images in held.items():
-        assert (images > 0) >= (percent[name] > 0 and (name != "dev" or count >= 4)), "what is wanted is not empty"
+        if percent[name] > 0 and (name != "dev" or count >= 4):
+            assert images > 0, "what is wanted is not empty"
         assert percent[name] > 0 or images == 0, "nothing where nothing is wanted"
         assert abs(images - count * percent[name] / 100) < 2
     if percent["train"] >= percent["val"]:
