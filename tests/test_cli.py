@@ -303,7 +303,7 @@ def inputs(tmp_path: Path, tiny_model: Path) -> Path:
         ("run clip.mp4 --config toplevel.yaml", ["toplevel.yaml: captrue: unknown key", "capture"]),
         ("run clip.mp4 --config type.yaml", ["type.yaml: polygons.threshold: ", "'high'"]),
         ("run clip.mp4 --config range.yaml", ["range.yaml: polygons.threshold: ", "2"]),
-        ("run clip.mp4 --config list.yaml", ["list.yaml: wanted sections"]),
+        ("run clip.mp4 --config list.yaml", ["list.yaml: wanted keys"]),
         ("run clip.mp4 --config broken.yaml", ["broken.yaml: not valid YAML"]),
         ("parity --source gone.mp4", ["gone.mp4: no such file"]),
     ],
