@@ -17,6 +17,7 @@ from typing import Literal, cast
 CONTRACT_VERSION = "1"
 QUANTISING = ("QuantizeLinear", "DequantizeLinear")
 KNOWN_PLANES = ("freespace", "ego")
+ZOO = Path(__file__).parent / "zoo"  # models that ship with the package
 INPUT_NAME, OUTPUT_NAME = "image", "scores"
 KEY_VERSION, KEY_PLANES, KEY_RESIZE = "freespace.contract", "freespace.planes", "freespace.resize"
 
@@ -65,7 +66,7 @@ class ModelContract:
 
 
 def read_contract(path: Path) -> ModelContract:
-    """Read and check a model file.
+    """Read and check a model file, or by its name one that ships with the package, such as ``nano``.
 
     Raises:
         ModelError: the file is missing, is no ONNX model, or breaks the contract.
@@ -73,8 +74,11 @@ def read_contract(path: Path) -> ModelContract:
     import onnx
     from google.protobuf.message import DecodeError
 
+    shipped = {found.stem: found for found in sorted(ZOO.glob("*.onnx"))}
+    if not path.exists():
+        path = shipped.get(str(path), path)
     if not path.is_file():
-        raise ModelError(f"{path}: no such model file")
+        raise ModelError(f"{path}: no such model file; shipped ones are called {', '.join(shipped)}")
     data = path.read_bytes()
     try:
         model = onnx.load_from_string(data)

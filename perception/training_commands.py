@@ -226,7 +226,7 @@ def masks(
     overlay: Annotated[Optional[Path], typer.Option(help="Folder for each label on its image, and a page of them.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
 ) -> None:
-    """Turn polygon annotations into label PNGs, or results and label PNGs into annotations; exit code 1 if any was skipped."""
+    """Turn polygon annotations into label PNGs, or results and label PNGs into annotations; exit code 1 if any is missing."""
     if sum(map(bool, (annotations, from_polygons, from_masks))) != 1:
         raise BadInput("give annotations, or --from-polygons, or --from-masks")
     if overlay and not annotations:

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from engine import ModelError, open_engine, read_contract
+from engine import DEFAULT_MODEL, ModelError, open_engine, read_contract
 
 
 def changed(tiny_model: Path, tmp_path: Path, change: Callable[[onnx.ModelProto], object]) -> Path:
@@ -98,3 +98,10 @@ def test_unknown_backend_and_precision(tiny_model: Path) -> None:
         open_engine(tiny_model, "tpu")
     with pytest.raises(ModelError, match="fp32 or int8, not bf16"):
         open_engine(tiny_model, "onnxruntime", "bf16")
+
+
+def test_shipped_models_go_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_contract(Path("freespace")).path == DEFAULT_MODEL
+    with pytest.raises(ModelError, match=r"no such model file; shipped ones are called .*freespace"):
+        read_contract(Path("freespac"))

@@ -24,9 +24,9 @@ Frames of one's own are any folder that holds ``images/`` and ``labels/``, and a
     mine/planes.yaml                        ... what they are on the planes (both as in training.annotations.classes)
     mine/night.txt                          optional: images of one condition, a name a line
 
-These are the labels that ``freespace masks`` writes; it puts them all into one folder, which is fine as long as no two images
-are called the same. A PNG with a palette of colours holds the indices into it. Such folders called ``train``, ``dev`` and
-``val`` side by side are the published splits of one data set.
+These are the labels that ``freespace masks`` writes; it keeps the sub-folders of the images. A PNG with a palette of colours
+holds the indices into it. Such folders called ``train``, ``dev`` and ``val`` side by side are the published splits of one
+data set.
 
 Targets for training are probabilities as uint8, 0 to `CERTAIN`, or `IGNORE`: hard ones from labels, soft ones from the views
 that `training.distil` writes (``<views>/<data set>/*.jpg``, each with a ``.png`` whose first channels are the planes).
