@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,14 @@ def test_file_and_settings(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not valid YAML"):
         parse_overrides(["epochs=[1"])
     assert load_recipe(None, {}) == Recipe()
+
+
+def test_shipped_weights_say_where_they_come_from_and_name_no_machine() -> None:
+    pytest.importorskip("torch", reason="the extra 'train' is not installed")
+    from training.trainer import network_of, read_checkpoint, shipped_checkpoint
+
+    state = read_checkpoint(shipped_checkpoint(Path("small")))
+    assert network_of(state) == "small"
+    assert state["images"].keys() == {"bdd100k", "camvid", "idd_lite"}
+    told = str({key: value for key, value in state.items() if key != "average"})
+    assert not re.search(r"/(root|home|work|tmp|Users)/", told)

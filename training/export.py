@@ -159,9 +159,10 @@ def export_model(
 def export_weights(checkpoints: Sequence[Path], out: Path) -> None:
     """Write the averaged weights alone, with where they come from: a checkpoint to start other trainings from."""
     states = [read_checkpoint(path) for path in checkpoints]
-    kept = ("config", "planes", "earlier", "epoch", "images", "views")
-    origin = {k: v for k, v in states[-1].items() if k in kept}
-    save_checkpoint(out, origin | {"planes": list(planes_of(states[-1])), "average": mean_of(states)})
+    *earlier, config = recipe(states[-1])
+    origin = {k: v for k, v in states[-1].items() if k in ("epoch", "size", "views")}
+    learnt = {"images": images_of(states, {}), "sequences": sequences_of(states), "earlier": earlier, "config": config}
+    save_checkpoint(out, origin | learnt | {"planes": list(planes_of(states[-1])), "average": mean_of(states)})
 
 
 def write_graph(deployed: nn.Module, path: Path, size: tuple[int, int], planes: int = 2) -> None:
