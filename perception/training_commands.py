@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,7 @@ def train(
             if out.is_file():
                 raise BadInput(f"{out}: is a file; give --out a folder")
             run = Run(data, out, splits, views, tuple(init or ()), threads, workers, device, tensorboard)
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
             try:
                 last = run_training(settings, run)
                 if os.environ.get("RANK", "0") == "0":
