@@ -31,8 +31,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_settings(kind: type[S], path: Path | None, overrides: dict[str, Any]) -> S:
-    """The defaults of ``kind``, then the YAML file, then ``overrides`` by the key's path (``"engine.backend"``; None means
-    not given).
+    """The defaults of ``kind``, then the YAML file, then ``overrides`` by the key's path (``"engine.backend"``).
 
     Raises:
         ValueError: the file is missing or no YAML, or a key is unknown or has a value of the wrong type or range; the

@@ -397,6 +397,7 @@ def test_table_and_json() -> None:
 def test_size_of_a_checkpoint() -> None:
     assert size_of_training({"config": {"sizes": [[384, 224], [448, 256]]}}) == (448, 256)
     assert size_of_training({"config": {"sizes": ["384x224", "640x384"]}}) == (640, 384)
+    assert size_of_training({"size": "128x96", "config": {"sizes": ["64x64"]}}) == (128, 96), "what the last phase had"
     assert size_of_training({}) == (448, 256)
 
 

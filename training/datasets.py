@@ -490,6 +490,11 @@ def read_indices(data: bytes, image: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(cv2.imdecode(np.frombuffer(changed, np.uint8), cv2.IMREAD_UNCHANGED))
 
 
+def hard_targets(planes: U8) -> U8:
+    """Planes of 0, 1 and `IGNORE` as targets for training: 0, `CERTAIN` and `IGNORE`."""
+    return np.where(planes == IGNORE, IGNORE, planes * CERTAIN).astype(np.uint8)
+
+
 def read_targets(sample: Sample, max_width: int | None = None) -> tuple[U8, U8]:
     """Image ``(h, w, 3)`` BGR and targets for training ``(2, h, w)``: 0 to `CERTAIN`, or `IGNORE`.
 
@@ -498,7 +503,7 @@ def read_targets(sample: Sample, max_width: int | None = None) -> tuple[U8, U8]:
     """
     if not sample.view:
         image, planes = read_sample(sample, max_width)
-        return image, np.where(planes == IGNORE, IGNORE, planes * CERTAIN).astype(np.uint8)
+        return image, hard_targets(planes)
     view, targets = cv2.imread(str(sample.image)), cv2.imread(str(sample.label))
     if view is None or targets is None or view.shape != targets.shape:
         raise ValueError(f"cannot decode {sample.image} and {sample.label}, or they differ in size")

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.augment import random_view, take_view
-from training.datasets import CERTAIN, FOOTAGE, IGNORE, PLANES, READERS, VIEWS_FILE, Sample, read_sample
+from training.datasets import CERTAIN, FOOTAGE, IGNORE, PLANES, READERS, VIEWS_FILE, Sample, hard_targets, read_sample
 from training.hints import HINT_SUFFIX, Moments
 from training.splits import assignment_of
 
@@ -163,7 +163,7 @@ def look(teacher: Teacher, image: U8, planes: U8, rng: np.random.Generator) -> t
     inside = cv2.warpAffine(np.ones(image.shape[:2], np.uint8), matrix, teacher.size, flags=cv2.INTER_NEAREST) > 0
     score = without_seams(teacher.score(view))
 
-    targets = np.where(labels == IGNORE, IGNORE, labels * CERTAIN).astype(np.uint8)
+    targets = hard_targets(labels)
     ego = labels[EGO]
     blend = TEACHER_WEIGHT * score + (1 - TEACHER_WEIGHT) * ego
     settled = (ego == 0) & (labels[1 - EGO] == 0)  # off the road: no teacher is asked

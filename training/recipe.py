@@ -99,9 +99,7 @@ class Recipe(Section):
 
 
 def recipe_names() -> list[str]:
-    return sorted(
-        Path(str(p)).stem for p in resources.files("training").joinpath("recipes").iterdir() if p.name.endswith(".yaml")
-    )
+    return sorted(Path(p.name).stem for p in RECIPES.iterdir() if p.name.endswith(".yaml"))
 
 
 def load_recipe(name: str | None, overrides: dict[str, Any]) -> Recipe:

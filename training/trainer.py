@@ -28,7 +28,6 @@ from engine.files import write_whole
 from engine.preprocess import fit, resample
 from training.augment import apply_effects, choose, parse_augmentation, take_view, view_matrix
 from training.datasets import (
-    CERTAIN,
     FOOTAGE,
     IGNORE,
     PLANES,
@@ -39,6 +38,7 @@ from training.datasets import (
     epoch_indices,
     find_samples,
     find_views,
+    hard_targets,
     read_sample,
 )
 from training.distributed import World, join, shared
@@ -471,16 +471,10 @@ def start_network(
     if recipe.pretrained is not False:
         path = None if recipe.pretrained is True else Path(recipe.pretrained)
         load_encoder(network, path)
-        seen = [read_checkpoint(path)] if path and is_checkpoint(path) else []
+        if path:
+            with suppress(ValueError):  # published weights, which bring no list of images
+                seen = [read_checkpoint(path)]
     return network, [], images_of(seen, own)
-
-
-def is_checkpoint(path: Path) -> bool:
-    try:
-        read_checkpoint(path)
-    except ValueError:
-        return False
-    return True
 
 
 def images_of(states: Sequence[dict[str, Any]], own: Mapping[str, int]) -> dict[str, int]:
@@ -777,7 +771,7 @@ def write_sheets(model: nn.Module, data: Data, phase: Recipe, out: Path, device:
     for sample in chosen:
         image, planes = read_sample(sample, strict=True)
         images.append(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-        known = np.where(planes == IGNORE, IGNORE, planes * CERTAIN).astype(np.uint8)[data.channels]
+        known = hard_targets(planes[data.channels])
         targets.append(np.stack([cv2.resize(plane, size, interpolation=cv2.INTER_NEAREST) for plane in known]))
         scores.append(1 / (1 + np.exp(-predict(model, image, size, device))))
     if any((t != IGNORE).any() for t in targets):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,10 @@ from torch import nn
 from training.datasets import PLANES
 from training.export import load_network
 from training.models import build_model
-from training.recipe import parse_size
 from training.summary.base import DEFAULT_SIZE, Summary
 from training.summary.network import summarise_network
 from training.summary.onnx_file import summarise_onnx
+from training.trainer import size_of
 
 SUFFIXES = (".pt", ".pth", ".onnx")  # of files; everything else that is none is a name
 
@@ -37,12 +36,9 @@ def open_network(model: str) -> tuple[nn.Module, dict[str, Any]]:
     return build_model(model, len(PLANES)).eval(), {}
 
 
-def size_of_training(state: Mapping[str, Any]) -> tuple[int, int]:
+def size_of_training(state: dict[str, Any]) -> tuple[int, int]:
     """(width, height) that a checkpoint's network was trained at last, `DEFAULT_SIZE` where that is not known."""
-    sizes = state.get("config", {}).get("sizes")
-    if not sizes:
-        return DEFAULT_SIZE
-    return parse_size(sizes[-1]) if isinstance(sizes[-1], str) else (int(sizes[-1][0]), int(sizes[-1][1]))
+    return size_of(state) if "config" in state else DEFAULT_SIZE
 
 
 def summarise(model: str, size: tuple[int, int] | None = None) -> Summary:
