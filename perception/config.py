@@ -22,6 +22,21 @@ class CaptureConfig(Section):
     duration_s: Annotated[float, Field(gt=0, le=LONGEST_S)] | None = None
     every: Annotated[int, Field(ge=1)] = 1
     image_fps: Annotated[float, Field(gt=0)] = 10.0  # rate at which a folder of images is played
+    loop: bool = False  # begin a recording again when it ends
+    realtime: bool = False  # play a recording at its own pace, as a live source: what comes too late is dropped
+    # What a camera is asked for; None takes what it gives.
+    width: Annotated[int, Field(gt=0)] | None = None
+    height: Annotated[int, Field(gt=0)] | None = None
+    fps: Annotated[float, Field(gt=0)] | None = None
+    pixel_format: str | None = None  # such as MJPG or YUYV
+    exposure_ms: Annotated[float, Field(gt=0)] | None = None
+    transport: Literal["tcp", "udp"] = "tcp"  # of RTSP
+    hardware: bool = True  # decode by hardware where the system can
+    open_timeout_s: Annotated[float, Field(gt=0)] = 5.0
+    read_timeout_s: Annotated[float, Field(gt=0)] = 1.0  # without a frame for so long a live source is opened again
+    retry_first_s: Annotated[float, Field(gt=0)] = 0.25  # between attempts to open it: doubled each time, with jitter
+    retry_longest_s: Annotated[float, Field(gt=0)] = 2.0
+    give_up_s: Annotated[float, Field(ge=0)] = 0.0  # end after so long without a source; 0 never does
 
 
 class EngineConfig(Section):
@@ -46,6 +61,31 @@ class PolygonConfig(Section):
     min_hole: Fraction = 5e-5  # smaller holes are filled, likewise
 
 
+class LoopConfig(Section):
+    """How the loop keeps up."""
+
+    policy: Literal["auto", "all", "latest"] = "auto"  # auto: latest for what is live, all for recordings
+    budget_ms: Annotated[float, Field(gt=0)] = 250.0  # of a live source: an older result is not valid
+    invalid_hz: Annotated[float, Field(gt=0, le=100)] = 5.0  # while there is no valid result, say so at this rate
+
+
+class HealthConfig(Section):
+    """When a picture is not to be trusted. Grey levels of 255."""
+
+    enabled: bool = True
+    dark_level: Annotated[float, Field(ge=0, le=255)] = 8.0  # the brightest part of a dark picture
+    bright_fraction: Fraction = 0.6  # of the picture that may be saturated
+    frozen_s: Annotated[float, Field(gt=0)] = 0.5  # identical pictures for so long, live sources only
+    defocus_fraction: Fraction = 0.1  # of the sharpness it used to have
+    blind_after: Annotated[int, Field(ge=1)] = 2  # pictures in a row before one says so
+
+
+class StabiliseConfig(Section):
+    """How results are steadied over time."""
+
+    enabled: bool | None = None  # None: for video, not for separate images
+
+
 class OutputConfig(Section):
     """What is written. Paths; None writes nothing."""
 
@@ -53,6 +93,13 @@ class OutputConfig(Section):
     polygons: str | None = None
     masks: str | None = None
     contact_sheet: str | None = None
+    mcap: str | None = None  # for Foxglove
+    view: Literal["rerun"] | None = None
+    rerun: str | None = None  # .rrd
+    serve: str | None = None  # HOST:PORT of the web page
+    metrics: str | None = None  # HOST:PORT of Prometheus metrics
+    token: str | None = None  # asked of whoever wants the web page or metrics; needed unless they are for this machine alone
+    rotate_mb: Annotated[float, Field(gt=0)] | None = None  # begin a new polygon file after so many megabytes
     overwrite: bool = False
     show: bool = False
 
@@ -63,6 +110,9 @@ class Config(Section):
     capture: CaptureConfig = CaptureConfig()
     engine: EngineConfig = EngineConfig()
     polygons: PolygonConfig = PolygonConfig()
+    loop: LoopConfig = LoopConfig()
+    health: HealthConfig = HealthConfig()
+    stabilise: StabiliseConfig = StabiliseConfig()
     output: OutputConfig = OutputConfig()
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ class Frame:
         name: stem for files made from this frame: the image's own stem, or the frame number.
         decode_ms: time the source spent making the image, in milliseconds.
         dropped: frames the source had lost when this one was made.
+        grabbed_ns: when it was there, on `time.perf_counter_ns`: what its age is counted from.
     """
 
     image: NDArray[np.uint8]
@@ -36,6 +38,7 @@ class Frame:
     name: str = ""
     decode_ms: float = 0.0
     dropped: int = 0
+    grabbed_ns: int = field(default_factory=time.perf_counter_ns)
 
     @property
     def size(self) -> tuple[int, int]:

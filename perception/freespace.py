@@ -9,11 +9,12 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from perception.causes import Cause, Code
 from perception.frame import Clock
 
 SCHEMA = "freespace/1"
 
-State = Literal["running", "error"]
+State = Literal["starting", "running", "degraded", "stale", "blind", "error"]
 Ring = NDArray[np.float64]
 
 
@@ -50,9 +51,20 @@ class Polygon:
 class Freespace:
     """Everything that is known about one frame. Identification fields are those of its `Frame`, untouched.
 
-    ``valid`` is False where the result must not be used; then there are no polygons. ``latency_ms`` holds milliseconds by
-    stage: ``decode``, ``preprocess``, ``infer``, ``postprocess`` and ``total``, their sum with what lies between, without
-    the time the frame waited for its turn.
+    ``valid`` is False where the result must not be used; then there are no polygons, and ``causes`` says why. ``state``:
+
+    - ``starting``: no frame has come yet;
+    - ``running``: all is well;
+    - ``degraded``: the result may be used, but something is wrong: ``causes``;
+    - ``stale``: nothing new enough: the source, or the loop, is late;
+    - ``blind``: the picture cannot be trusted (dark, covered, overexposed, frozen, defocused);
+    - ``error``: the network or the source failed for good.
+
+    ``dropped`` counts the frames lost so far, those that the source lost and those for which there was no time.
+
+    ``latency_ms`` holds milliseconds by stage: ``decode``, ``preprocess``, ``infer``, ``postprocess`` and ``total``, their
+    sum with what lies between, without the time the frame waited for its turn. Of a live source there is ``age``, too: from
+    the moment the frame was grabbed to that at which its result was handed to the outputs.
     """
 
     seq: int
@@ -68,6 +80,7 @@ class Freespace:
     dropped: int
     polygons: list[Polygon]
     latency_ms: dict[str, float]
+    causes: list[Cause] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.valid and self.polygons:
@@ -101,6 +114,8 @@ class Freespace:
             ],
             "latency_ms": {k: round(v, 3) for k, v in self.latency_ms.items()},
         }
+        if self.causes:
+            data["causes"] = [cause.to_dict() for cause in self.causes]
         return orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY).decode()
 
     @classmethod
@@ -141,6 +156,7 @@ class Freespace:
                 dropped=data["dropped"],
                 polygons=polygons,
                 latency_ms=data["latency_ms"],
+                causes=[Cause(Code(c["code"]), c["text"]) for c in data.get("causes", [])],
             )
         except KeyError as error:
             raise ValueError(f"a {SCHEMA} line needs the key {error}") from error

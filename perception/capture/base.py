@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 
+from perception.causes import Cause
 from perception.frame import Frame
 
 
@@ -30,11 +31,14 @@ class Source(ABC):
     """Frames from one place, in order. A context manager; iterate `frames` once.
 
     Attributes:
-        uri: as the user gave it.
+        uri: as the user gave it, without credentials: what may be shown, logged and published.
         fps: frames per media second that `frames` yields (after ``Selection.every``); None where it has no meaning.
         total: how many frames are expected, None where unknown; an estimate, for progress only.
         dropped: frames lost so far: undecodable, or never delivered.
-        problems: one sentence for each thing that was wrong so far.
+        problems: one sentence for each thing that was wrong so far; of a live source, the latest of them.
+        live: whether frames come when they come, and those that nobody takes in time are of no use.
+        trouble: why no frames are coming at the moment; None while they are.
+        detail: one phrase: how it is read, for example what decodes it.
     """
 
     uri: str
@@ -42,13 +46,16 @@ class Source(ABC):
     total: int | None = None
     dropped: int = 0
     problems: list[str] = field(default_factory=list)
+    live: bool = False
+    trouble: Cause | None = None
+    detail: str = ""
 
     @abstractmethod
     def frames(self) -> Iterator[Frame]:
         """Yield frames until the source ends."""
 
     def close(self) -> None:  # noqa: B027 - many sources hold nothing
-        """Release files and devices. Safe to call twice, and while `frames` is suspended."""
+        """Release files and devices. Safe to call twice, while `frames` is suspended, and from another thread."""
 
     def lost(self, reason: str) -> None:
         """Count one frame that could not be delivered and remember why."""

@@ -37,10 +37,15 @@ class Sink(ABC):
     Attributes:
         target: the file, folder or device it writes to.
         made: what there is to tell the user once it is closed, e.g. the file's path.
+        lossless: whether a recording waits for it; viewers are not waited for. Of a live source nothing is.
     """
 
     target: Path
     made: str = ""
+    lossless: bool = True
+
+    def write_without_frame(self, result: Freespace) -> None:  # noqa: B027 - most have nothing to draw then
+        """Take a result that says only why there is none: ``valid`` is False, ``seq`` that of the newest result before it."""
 
     @abstractmethod
     def write(self, output: Output) -> None:
