@@ -115,7 +115,7 @@ def freespace_round(engine: Engine, clip: Path, seconds: float, video: bool, kep
         output = OutputConfig(polygons=f"{folder}/polygons.jsonl", video=f"{folder}/overlay.mp4" if video else None)
         config = Config(output=output)
         started = time.perf_counter()
-        summary = run(source, engine, open_sinks(config, source.fps), config.polygons)
+        summary = run(source, engine, open_sinks(config, source.fps), config)
         elapsed = time.perf_counter() - started
     kept.append(summary)
     return summary.frames, elapsed

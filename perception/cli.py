@@ -69,7 +69,12 @@ def options(
 
 @app.command()
 def run(
-    source: Annotated[str, typer.Argument(help="A video, an image, a folder of images, or synthetic://SCENE.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A video, an image, a folder, 0 or v4l2://, csi://, rtsp://, http(s)://, gstreamer://, synthetic://."
+        ),
+    ],
     out: Annotated[Optional[str], typer.Option(help="Overlay video to write (.mp4, H.264).")] = None,
     polygons: Annotated[Optional[str], typer.Option(help="Polygons to write, one JSON object per frame (.jsonl).")] = None,
     masks: Annotated[Optional[str], typer.Option(help="Folder for one PNG mask (0/255) per frame.")] = None,
@@ -87,11 +92,30 @@ def run(
     image_fps: Annotated[Optional[float], typer.Option(help="Rate at which a folder of images is played.")] = None,
     overwrite: Annotated[Optional[bool], typer.Option("--overwrite", help="Replace existing outputs.")] = None,
     show: Annotated[Optional[bool], typer.Option("--show", help="Show the overlay in a window.")] = None,
+    realtime: Annotated[
+        Optional[bool], typer.Option("--realtime", help="Play a recording at its own pace, as if it were live.")
+    ] = None,
+    loop: Annotated[Optional[bool], typer.Option("--loop", help="Begin a recording again when it ends.")] = None,
+    policy: Annotated[Optional[str], typer.Option(help="all, latest, or auto: latest for what is live.")] = None,
+    budget_ms: Annotated[Optional[float], typer.Option(help="Of a live source: older results are not valid.")] = None,
+    width: Annotated[Optional[int], typer.Option(help="Width asked of a camera.")] = None,
+    height: Annotated[Optional[int], typer.Option(help="Height asked of a camera.")] = None,
+    fps: Annotated[Optional[float], typer.Option(help="Frames per second asked of a camera.")] = None,
+    serve: Annotated[Optional[str], typer.Option(help="HOST:PORT of a web page with the live overlay.")] = None,
+    metrics: Annotated[Optional[str], typer.Option(help="HOST:PORT of metrics for Prometheus.")] = None,
+    mcap: Annotated[Optional[str], typer.Option(help="Recording to write for Foxglove (.mcap).")] = None,
+    rerun: Annotated[Optional[str], typer.Option(help="Recording to write for Rerun (.rrd).")] = None,
+    view: Annotated[Optional[str], typer.Option(help="rerun: show the results live in its viewer.")] = None,
+    rotate_mb: Annotated[Optional[float], typer.Option(help="Begin a new polygon file after so many megabytes.")] = None,
+    state: Annotated[Optional[str], typer.Option(help="File that the next start goes on from (.json).")] = None,
 ) -> None:
     """Find the drivable area in every frame of SOURCE."""
+    from functools import partial
+
     from perception.config import load_config
 
-    settings = load_config(
+    load = partial(
+        load_config,
         config,
         {
             "output.video": out,
@@ -110,12 +134,27 @@ def run(
             "capture.duration_s": duration,
             "capture.every": every,
             "capture.image_fps": image_fps,
+            "capture.realtime": realtime,
+            "capture.loop": loop,
+            "capture.width": width,
+            "capture.height": height,
+            "capture.fps": fps,
+            "loop.policy": policy,
+            "loop.budget_ms": budget_ms,
+            "loop.state": state,
+            "output.serve": serve,
+            "output.metrics": metrics,
+            "output.mcap": mcap,
+            "output.rerun": rerun,
+            "output.view": view,
+            "output.rotate_mb": rotate_mb,
         },
     )
-    from perception.session import run_session
+    settings = load()
+    from perception.session import Reload, run_session
 
-    with stop_on_signal() as stop:
-        interrupted = run_session(source, settings, stop)
+    with stop_on_signal() as stop, reload_on_signal(stop, config is not None) as asked:
+        interrupted = run_session(source, settings, stop, Reload(asked, load, settings))
     if interrupted:
         raise typer.Exit(INTERRUPTED)
 
@@ -258,6 +297,20 @@ def stop_on_signal() -> Iterator[threading.Event]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def reload_on_signal(stop: threading.Event, reloadable: bool) -> Iterator[threading.Event]:
+    """An event that SIGHUP sets, where there is a file to read again; else SIGHUP stops as its terminal is gone."""
+    asked = threading.Event()
+    if not hasattr(signal, "SIGHUP"):
+        yield asked
+        return
+    previous = signal.signal(signal.SIGHUP, lambda *_: (asked if reloadable else stop).set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 if __name__ == "__main__":

@@ -67,23 +67,33 @@ class LoopConfig(Section):
     policy: Literal["auto", "all", "latest"] = "auto"  # auto: latest for what is live, all for recordings
     budget_ms: Annotated[float, Field(gt=0)] = 250.0  # of a live source: an older result is not valid
     invalid_hz: Annotated[float, Field(gt=0, le=100)] = 5.0  # while there is no valid result, say so at this rate
+    state: str | None = None  # file that the next start goes on from: frames are numbered on
 
 
 class HealthConfig(Section):
-    """When a picture is not to be trusted. Grey levels of 255."""
+    """When a picture is not to be trusted."""
 
     enabled: bool = True
-    dark_level: Annotated[float, Field(ge=0, le=255)] = 8.0  # the brightest part of a dark picture
+    dark_level: Annotated[float, Field(ge=0, le=255)] = 8.0  # grey level of 255 that the brightest hundredth must reach
     bright_fraction: Fraction = 0.6  # of the picture that may be saturated
-    frozen_s: Annotated[float, Field(gt=0)] = 0.5  # identical pictures for so long, live sources only
-    defocus_fraction: Fraction = 0.1  # of the sharpness it used to have
-    blind_after: Annotated[int, Field(ge=1)] = 2  # pictures in a row before one says so
+    covered_fraction: Fraction = 0.78  # of the picture that may show nothing
+    least_sharpness: Annotated[float, Field(ge=0)] = 0.1  # finest details relative to coarse contrast; by day about 0.9
+    defocus_fraction: Fraction = 0.15  # of the sharpness the camera used to have
+    blind_after: Annotated[int, Field(ge=1)] = 3  # pictures in a row that are less sharp than that
+    frozen_s: Annotated[float, Field(gt=0)] | None = 0.5  # identical pictures for so long, live sources only; None: never
+    clear_s: Annotated[float, Field(ge=0)] = 0.3  # good pictures for so long before they are trusted again
 
 
 class StabiliseConfig(Section):
     """How results are steadied over time."""
 
     enabled: bool | None = None  # None: for video, not for separate images
+    # A drivable pixel is held while its score is less than this below the threshold, as a fraction of the threshold.
+    hold_drivable: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    # A pixel that is not drivable is held while its score is less than this above the threshold, as a fraction of the rest.
+    hold_blocked: Fraction = 0.9
+    settle_s: Annotated[float, Field(gt=0)] = 0.25  # time constant with which what is held is let go
+    gap_s: Annotated[float, Field(gt=0)] = 0.5  # begin anew after so long without a frame
 
 
 class OutputConfig(Section):

@@ -1,7 +1,8 @@
 """The loop: frames from a source, through the engine, to the sinks.
 
-Capture has a thread, every sink has a thread, inference has the caller's. Between them stand short slots in which nothing
-is lost: a recording is processed whole, at the pace of the slowest.
+Capture has a thread, every sink has a thread, inference has the caller's. Of a recording nothing is lost: it is processed
+whole, at the pace of the slowest. Of a live source the newest frame counts: what there is no time for is dropped and
+counted, no sink is waited for, and where no result is new enough that is said in its place.
 """
 
 from __future__ import annotations
@@ -10,25 +11,31 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
+import numpy as np
 
 from engine.base import Engine
+from perception import service
 from perception.capture.base import Source
-from perception.config import PolygonConfig
-from perception.errors import FreespaceError
+from perception.causes import Cause, Code
+from perception.config import Config
 from perception.frame import Frame
 from perception.freespace import Freespace
+from perception.monitor import Monitor, Verdict, blinds
+from perception.pictures import PictureCheck
 from perception.polygons import extract
 from perception.sinks.base import Output, Sink
 from perception.slot import Closed, Slot
+from perception.stabilise import Stabiliser
+from perception.stability import Stability, StabilityFigures
 from perception.timing import Stages
+from perception.workers import CaptureThread, SinkThread, WatchdogThread
 
-FRAMES_AHEAD = 3
-OUTPUTS_WAITING = 4
+FRAMES_AHEAD = 3  # of a recording
 WAKE_S = 0.1  # how often a waiting loop looks whether it has been stopped
+SINK_CLOSING_S = 30.0  # a live run does not wait longer for an output to be finished
 
 
 @dataclass
@@ -37,17 +44,25 @@ class Summary:
 
     Attributes:
         frames: results produced.
-        dropped: frames the source lost.
+        invalid: how many of these could not be used.
+        dropped: frames lost: those that the source lost, and those that there was no time for.
+        dropped_by: the same by place, ``source`` and ``slot``, and the outputs dropped by the sink's name.
+        reconnections: how often the source was opened again.
         wall_s: from the first frame asked for to the last output written, seconds.
         stages: milliseconds by stage, those of the sinks included.
+        stability: how steady the results were; None of separate images.
         interrupted: whether it was stopped before the source ended.
         problems: one sentence for each thing that was wrong.
     """
 
     frames: int = 0
+    invalid: int = 0
     dropped: int = 0
+    dropped_by: dict[str, int] = field(default_factory=dict)
+    reconnections: int = 0
     wall_s: float = 0.0
     stages: Stages = field(default_factory=Stages)
+    stability: StabilityFigures | None = None
     interrupted: bool = False
     problems: list[str] = field(default_factory=list)
 
@@ -57,80 +72,167 @@ class Summary:
         return self.frames / self.wall_s if self.wall_s > 0 else 0.0
 
 
-def process(frame: Frame, engine: Engine, polygons: PolygonConfig) -> Output:
-    """Segment one frame and find its polygons."""
-    started = time.perf_counter_ns()
-    engine.submit([frame.image])
-    return finish(frame, started, engine, polygons)
+class Interpreter:
+    """From scores to results, one frame after the other: what was there before steadies what comes."""
 
+    def __init__(self, config: Config, engine: Engine, source: Source, monitor: Monitor) -> None:
+        self._engine, self._monitor, self._continuous = engine, monitor, source.continuous
+        self.stability = Stability(config.polygons.threshold) if source.continuous else None
+        self._reconnections = 0
+        self._source = source
+        self.configure(config)
 
-def finish(frame: Frame, started: int, engine: Engine, polygons: PolygonConfig) -> Output:
-    """Take the scores of the frame handed in at ``started`` (ns, ``perf_counter``) and find its polygons."""
-    scores = engine.collect()
-    plane = scores.values[0, engine.contract.plane_index(polygons.plane)]
-    segmented = time.perf_counter_ns()
-    found = extract(plane, scores.resamplings[0], polygons.plane, polygons)
-    done = time.perf_counter_ns()
-    copies = {"h2d": scores.timings.h2d_ms, "d2h": scores.timings.d2h_ms} if scores.timings.d2h_ms else {}
-    result = Freespace(
-        seq=frame.seq,
-        source=frame.source,
-        frame_id=frame.frame_id,
-        stamp_ns=frame.stamp_ns,
-        clock=frame.clock,
-        size=frame.size,
-        valid=True,
-        state="running",
-        model=engine.contract.sha256,
-        backend=engine.name,
-        dropped=frame.dropped,
-        polygons=found,
-        latency_ms={
+    def configure(self, config: Config) -> None:
+        """Go on with other settings. Raises `ModelError`: the model has no such plane."""
+        self.config, self.plane = config, self._engine.contract.plane_index(config.polygons.plane)
+        steady = config.stabilise.enabled
+        self.check = PictureCheck(config.health, self._monitor.live) if config.health.enabled else None
+        self.stabiliser = (
+            Stabiliser(config.stabilise, config.polygons.threshold)
+            if (self._continuous if steady is None else steady)
+            else None
+        )
+
+    def read(self, frame: Frame, started: int, dropped: int) -> Output:
+        """Take the scores of the frame handed in at ``started`` (ns, ``perf_counter``) and find its polygons.
+
+        Args:
+            dropped: frames lost before this one for want of time.
+        """
+        scores = self._engine.collect()
+        plane = scores.values[0, self.plane]
+        segmented = time.perf_counter_ns()
+        seen, polygons = self.look(frame), []
+        if not blinds(seen):
+            if self.stabiliser:
+                plane = self.stabiliser.steady(plane, frame.stamp_ns)
+            polygons = extract(plane, scores.resamplings[0], self.config.polygons.plane, self.config.polygons)
+        done = time.perf_counter_ns()
+        verdict = self._monitor.judge(frame, seen)
+        if not verdict.valid:
+            plane = np.zeros_like(plane)
+        elif self.stability:
+            self.stability.add(plane, frame.stamp_ns)
+        copies = {"h2d": scores.timings.h2d_ms, "d2h": scores.timings.d2h_ms} if scores.timings.d2h_ms else {}
+        latency_ms = {
             "decode": frame.decode_ms,
             "preprocess": scores.timings.preprocess_ms,
             "infer": scores.timings.infer_ms,
             **copies,
             "postprocess": (done - segmented) / 1e6,
             "total": frame.decode_ms + (done - started) / 1e6,
-        },
-    )
-    return Output(frame, result, plane, scores.resamplings[0])
+        }
+        if self._monitor.live:
+            latency_ms["age"] = (time.perf_counter_ns() - frame.grabbed_ns) / 1e6
+        result = Freespace(
+            seq=frame.seq,
+            source=frame.source,
+            frame_id=frame.frame_id,
+            stamp_ns=frame.stamp_ns,
+            clock=frame.clock,
+            size=frame.size,
+            valid=verdict.valid,
+            state=verdict.state,
+            model=self._engine.contract.sha256,
+            backend=self._engine.name,
+            dropped=frame.dropped + dropped,
+            polygons=polygons if verdict.valid else [],
+            latency_ms=latency_ms,
+            causes=list(verdict.causes),
+        )
+        return Output(frame, result, plane, scores.resamplings[0])
+
+    def look(self, frame: Frame) -> list[Cause]:
+        """What speaks against the picture. After a cut, or another picture altogether, nothing before it counts."""
+        if not self._continuous or self._source.reconnections != self._reconnections:
+            self._reconnections = self._source.reconnections
+            self.forget()
+            if self.check:
+                self.check.reset()
+        seen = self.check.look(frame) if self.check else []
+        if any(cause.code is Code.SCENE_CUT for cause in seen):
+            self.forget()
+        return seen
+
+    def forget(self) -> None:
+        for memory in (self.stabiliser, self.stability):
+            if memory:
+                memory.reset()
 
 
 def run(
     source: Source,
     engine: Engine,
     sinks: Sequence[Sink],
-    polygons: PolygonConfig,
+    config: Config,
     stop: threading.Event | None = None,
     on_result: Callable[[Freespace], None] | None = None,
+    monitor: Monitor | None = None,
+    changed: Callable[[], Config | None] | None = None,
 ) -> Summary:
     """Process ``source`` to its end, or until ``stop`` is set, and close every sink.
 
     Args:
         on_result: called after each frame, in the caller's thread.
+        monitor: told of everything; one of its own by default.
+        changed: asked before each frame for settings to go on with: those of the polygons, the pictures' health and the
+            stabiliser take effect.
 
     Raises:
-        FreespaceError: the source or a sink failed; what was written until then is kept, every sink is closed.
+        FreespaceError: the source or a sink failed; what was written until then is kept, every sink is closed. While
+            frames come live, they go on to the other sinks first.
     """
     stop = stop or threading.Event()
-    summary = Summary()
-    waiting: Slot[Frame] = Slot(FRAMES_AHEAD)
+    monitor = monitor or Monitor(source, config.loop, is_live(source, config), engine.contract.sha256, engine.name)
+    live, summary = monitor.live, Summary()
+    waiting: Slot[Frame] = Slot(1, newest_wins=True) if live else Slot(FRAMES_AHEAD)
     capture = CaptureThread(source, waiting)
-    writers = [SinkThread(sink, summary.stages) for sink in sinks]
+    writers = [SinkThread(sink, summary.stages, monitor) for sink in sinks]
+    memory = next((sink for sink in sinks if isinstance(sink, service.Memory)), None)
+    first_seq = memory.first_seq if memory else 0
+    publishing = threading.Lock()
+
+    def publish(output: Output) -> None:
+        with publishing:
+            monitor.published(output.result, output.frame)
+            for writer in writers:
+                writer.give(output)
+
+    def report() -> Verdict | None:
+        with publishing:
+            if verdict := monitor.silence():
+                result = without_frame(verdict, monitor, source, engine)
+                monitor.published(result, None)
+                for writer in writers:
+                    writer.give(result)
+            return verdict
+
+    watchdog = WatchdogThread(monitor, report)
     started = time.perf_counter()
-    for thread in (capture, *writers):
+    for thread in (capture, *writers, watchdog):
         thread.start()
-    submitted: deque[tuple[Frame, int]] = deque()
+    submitted: deque[tuple[Frame, int, int]] = deque()
     failure: BaseException | None = None
     cv2_threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # for tasks of less than a millisecond its threads only fight with the network's
     try:
-        while not stop.is_set() and not any(w.failed or w.stopped for w in writers):
+        interpreter = Interpreter(config, engine, source, monitor)
+        service.notify("READY=1")
+        while not stop.is_set() and not ended(writers, live):
+            monitor.turn()
+            if changed and not submitted and (settings := changed()):
+                interpreter.configure(settings)
             if len(submitted) < engine.depth:
                 try:  # a frame that is on its way already must not wait for one that is not there yet
                     frame = waiting.get(0 if submitted else WAKE_S)
-                    submitted.append((frame, time.perf_counter_ns()))
+                    monitor.lost(waiting.dropped)
+                    if live and (time.perf_counter_ns() - frame.grabbed_ns) / 1e6 > config.loop.budget_ms:
+                        waiting.drop()  # its result could not be valid
+                        continue
+                    if first_seq:
+                        frame = replace(frame, seq=frame.seq + first_seq)
+                    monitor.begin()
+                    submitted.append((frame, time.perf_counter_ns(), waiting.dropped_before))
                     engine.submit([frame.image])
                     continue
                 except TimeoutError:
@@ -139,14 +241,17 @@ def run(
                     if not submitted:
                         break
             if submitted:
-                output = finish(*submitted.popleft(), engine, polygons)
+                output = interpreter.read(*submitted.popleft())
+                if not submitted:
+                    monitor.idle()
                 summary.stages.add_all(output.result.latency_ms)
                 summary.frames += 1
-                for writer in writers:
-                    writer.give(output)
+                summary.invalid += not output.result.valid
+                publish(output)
                 if on_result:
                     on_result(output.result)
         summary.interrupted = stop.is_set()
+        summary.stability = interpreter.stability.figures() if interpreter.stability else None
     except Closed:
         pass
     except KeyboardInterrupt:  # the user will not wait, not even for the outputs
@@ -155,88 +260,57 @@ def run(
         failure = error
     finally:
         cv2.setNumThreads(cv2_threads)
+    service.notify("STOPPING=1")
     waiting.abort()
+    watchdog.finish()
+    failure = failure or capture.error
+    if failure and live:
+        monitor.failed(failure)
+        report()
+    if live:
+        source.close()
     for writer in writers:
-        writer.finish()
+        writer.finish(SINK_CLOSING_S if live else None)
     # A decoder can hang in a read that never returns; it must not keep the outputs from being closed.
     capture.join(timeout=5.0)
     summary.wall_s = time.perf_counter() - started
-    summary.dropped, summary.problems = source.dropped, list(source.problems)
-    failure = failure or capture.error or next((w.error for w in writers if w.error), None)
+    summary.dropped_by = {**monitor.dropped, **{k: n for k, n in monitor.status().sink_dropped.items() if n}}
+    summary.dropped = sum(monitor.dropped.values())
+    summary.reconnections = source.reconnections
+    summary.problems = list(source.problems)
+    failure = failure or next((w.error for w in writers if w.error), None)
     if failure is not None:
         raise failure
     return summary
 
 
-class CaptureThread(threading.Thread):
-    """Reads the source ahead of inference. ``error`` holds what ended it early."""
-
-    def __init__(self, source: Source, slot: Slot[Frame]) -> None:
-        super().__init__(name="capture", daemon=True)
-        self.error: BaseException | None = None
-        self._source, self._slot = source, slot
-
-    def run(self) -> None:
-        try:
-            for frame in self._source.frames():
-                self._slot.put(frame)
-        except Closed:
-            pass
-        except OSError as error:
-            self.error = FreespaceError(f"{self._source.uri}: cannot be read: {error.strerror or error}")
-        except BaseException as error:
-            self.error = error
-        finally:
-            self._slot.finish()
+def is_live(source: Source, config: Config) -> bool:
+    """Whether the newest frame counts, or every one."""
+    return source.live if config.loop.policy == "auto" else config.loop.policy == "latest"
 
 
-class SinkThread(threading.Thread):
-    """Feeds one sink, and closes it whatever happens."""
-
-    def __init__(self, sink: Sink, stages: Stages) -> None:
-        super().__init__(name=type(sink).__name__.removesuffix("Sink").lower(), daemon=True)
-        self.error: BaseException | None = None
-        self._sink, self._stages = sink, stages
-        self._slot: Slot[Output] = Slot(OUTPUTS_WAITING)
-
-    @property
-    def failed(self) -> bool:
-        return self.error is not None
-
-    @property
-    def stopped(self) -> bool:
-        """Whether the user closed it (a window)."""
-        return bool(getattr(self._sink, "stopped", False))
-
-    def give(self, output: Output) -> None:
-        with suppress(Closed):  # it failed; the loop will see
-            self._slot.put(output)
-
-    def finish(self) -> None:
-        """Let it write what waits, close the sink, and wait for both."""
-        self._slot.finish()
-        self.join()
-
-    def run(self) -> None:
-        try:
-            while True:
-                output = self._slot.get()
-                started = time.perf_counter_ns()
-                self._sink.write(output)
-                self._stages.add(self.name, (time.perf_counter_ns() - started) / 1e6)
-        except Closed:
-            pass
-        except BaseException as error:
-            self.error = explained(error, self._sink)
-            self._slot.abort()
-        try:
-            self._sink.close()
-        except BaseException as error:
-            self.error = self.error or explained(error, self._sink)
+def ended(writers: Sequence[SinkThread], live: bool) -> bool:
+    """Whether the outputs end the run: a recording wants all of them; a live run goes on while one works."""
+    failed = [writer.failed for writer in writers]
+    return any(writer.stopped for writer in writers) or (bool(failed) and (all(failed) if live else any(failed)))
 
 
-def explained(error: BaseException, sink: Sink) -> BaseException:
-    """An error of the operating system as one sentence that names the output."""
-    if isinstance(error, OSError):
-        return FreespaceError(f"{sink.target}: cannot be written: {error.strerror or error}")
-    return error
+def without_frame(verdict: Verdict, monitor: Monitor, source: Source, engine: Engine) -> Freespace:
+    """What goes out in place of a result: number and stamp are those of the newest frame that had one."""
+    newest = monitor.newest
+    return Freespace(
+        seq=newest.seq if newest else -1,
+        source=source.uri,
+        frame_id=newest.frame_id if newest else "camera",
+        stamp_ns=newest.stamp_ns if newest else 0,
+        clock=newest.clock if newest else "system",
+        size=newest.size if newest else (0, 0),
+        valid=False,
+        state=verdict.state,
+        model=engine.contract.sha256,
+        backend=engine.name,
+        dropped=sum(monitor.dropped.values()),
+        polygons=[],
+        latency_ms={},
+        causes=list(verdict.causes),
+    )

@@ -42,7 +42,8 @@ def draw(image: NDArray[np.uint8], result: Freespace) -> NDArray[np.uint8]:
 def caption(result: Freespace) -> str:
     time_s = result.stamp_ns / 1e9
     if not result.valid:
-        return f"{time_s:8.2f} s  NOT VALID ({result.state})"
+        why = ", ".join(cause.code.value for cause in result.causes)
+        return f"{time_s:8.2f} s  NOT VALID ({result.state}{': ' if why else ''}{why})"
     return f"{time_s:8.2f} s  {result.latency_ms.get('total', 0.0):5.1f} ms  {result.backend}"
 
 

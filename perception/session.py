@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -13,20 +16,27 @@ from rich.text import Text
 
 from engine import open_engine
 from engine.base import Engine
+from engine.contract import ModelContract, ModelError
+from perception import service
 from perception.capture import Selection, open_source
 from perception.capture.base import Source
 from perception.config import Config, EngineConfig
-from perception.errors import FreespaceError, tell
+from perception.errors import BadInput, FreespaceError, tell
 from perception.freespace import Freespace
-from perception.node import Summary, run
+from perception.monitor import Monitor
+from perception.node import Summary, is_live, run
 from perception.sinks import Sink, check_outputs, open_sinks
 from perception.timing import PERCENTILES
 
 PROBLEMS_SHOWN = 20
+RELOADABLE = ("polygons", "health", "stabilise")  # what `perception.node.run` takes while it runs
 
 
-def run_session(uri: str, config: Config, stop: threading.Event) -> bool:
+def run_session(uri: str, config: Config, stop: threading.Event, reload: Reload | None = None) -> bool:
     """Process ``uri`` as ``config`` says, with a progress bar on stderr and a summary on stdout.
+
+    Args:
+        reload: where settings can be read again.
 
     Returns:
         whether it was interrupted through ``stop``; the outputs are whole all the same.
@@ -38,14 +48,17 @@ def run_session(uri: str, config: Config, stop: threading.Event) -> bool:
     check_outputs(config.output, uri)
     with (
         open_source(uri, Selection(capture.start_s, capture.duration_s, capture.every), capture.image_fps) as source,
-        open_configured(config.engine) as engine,
+        open_configured(config.engine, throughput=not is_live(source, config)) as engine,
     ):
         engine.contract.plane_index(config.polygons.plane)
-        sinks = open_sinks(config, source.fps)
-        print(f"{uri}: {describe_engine(engine)}", file=sys.stderr)
+        monitor = Monitor(source, config.loop, is_live(source, config), engine.contract.sha256, engine.name)
+        sinks = open_sinks(config, source.fps, monitor.status)
+        changed = partial(reload.changed, engine.contract) if reload else None
+        read = f" ({source.detail})" if source.detail else ""
+        print(f"{source.uri}{read}: {describe_engine(engine)}", file=sys.stderr)
         try:
             with progress_bar(source) as advance:
-                summary = run(source, engine, sinks, config.polygons, stop, advance)
+                summary = run(source, engine, sinks, config, stop, advance, monitor, changed)
         except Exception:
             for sink in sinks:
                 if sink.made:
@@ -54,18 +67,55 @@ def run_session(uri: str, config: Config, stop: threading.Event) -> bool:
         finally:
             print_problems(source.problems)
         if not summary.frames and not summary.interrupted:
-            raise FreespaceError(f"{uri}: no frame could be processed")
+            raise FreespaceError(f"{source.uri}: no frame could be processed")
         print_summary(summary, sinks)
         return summary.interrupted
 
 
-def open_configured(config: EngineConfig) -> Engine:
-    """The engine that the configuration names, for a recording: each frame counts, none is waited for."""
+@dataclass
+class Reload:
+    """Settings that can be read again while a run goes on.
+
+    Attributes:
+        asked: set from outside (SIGHUP); cleared when it was done.
+        load: reads them; raises `BadInput`.
+        config: those in force.
+    """
+
+    asked: threading.Event
+    load: Callable[[], Config]
+    config: Config
+
+    def changed(self, contract: ModelContract) -> Config | None:
+        """The new settings, once each time they were asked for and differ; where they do not fit the old ones stay."""
+        if not self.asked.is_set():
+            return None
+        self.asked.clear()
+        service.notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        try:
+            config = self.load()
+            contract.plane_index(config.polygons.plane)
+        except (BadInput, ModelError) as error:
+            tell(f"the settings stay as they are: {error}")
+            return None
+        finally:
+            service.notify("READY=1")
+        before, self.config = self.config, config
+        changed = [name for name, section in config if section != getattr(before, name)]
+        if fixed := [name for name in changed if name not in RELOADABLE]:
+            tell(f"changes of {', '.join(fixed)} take effect at the next start")
+        taken = [name for name in changed if name in RELOADABLE]
+        tell(f"settings read again: {', '.join(taken) or 'nothing'} changed")
+        return config if taken else None
+
+
+def open_configured(config: EngineConfig, throughput: bool = True) -> Engine:
+    """The engine that the configuration names; ``throughput`` for a recording: each frame counts, none is waited for."""
     size = None
     if config.input_size:
         width, height = config.input_size.split("x")
         size = int(width), int(height)
-    return open_engine(config.model, config.backend, config.precision, config.threads, size, throughput=True, say=tell)
+    return open_engine(config.model, config.backend, config.precision, config.threads, size, throughput, say=tell)
 
 
 def print_problems(problems: list[str]) -> None:
@@ -112,6 +162,8 @@ def print_summary(summary: Summary, sinks: list[Sink]) -> None:
     """Frames, rate, drops, percentiles per stage and what was written, on stdout."""
     state = "interrupted after" if summary.interrupted else "done:"
     print(f"{state} {summary.frames} frames in {summary.wall_s:.1f} s, {summary.fps:.1f} FPS, {summary.dropped} dropped")
+    for line in remarks(summary):
+        print(line)
     print(f"{'stage, ms':<14}" + "".join(f"{'p' + str(p):>9}" for p in PERCENTILES))
     for stage, values in summary.stages.percentiles().items():
         print(f"{stage:<14}" + "".join(f"{values[p]:9.2f}" for p in PERCENTILES))
@@ -120,3 +172,18 @@ def print_summary(summary: Summary, sinks: list[Sink]) -> None:
         print(f"wrote {line}")
     if not written and not sinks:
         print("nothing was written: give --out, --polygons, --masks or --contact-sheet")
+
+
+def remarks(summary: Summary) -> Iterator[str]:
+    """What is worth a line beside the rates."""
+    if sum(summary.dropped_by.values()):
+        yield "dropped by " + ", ".join(f"{place} {count}" for place, count in summary.dropped_by.items())
+    if summary.invalid:
+        yield f"{summary.invalid} of the results are not valid; their causes are in the polygon file"
+    if summary.reconnections:
+        yield f"the source was opened again {summary.reconnections} times"
+    if (steady := summary.stability) and steady.iou_mean is not None and steady.flickers_per_minute is not None:
+        yield (
+            f"steadiness: IoU of consecutive results {steady.iou_mean:.3f} (p5 {steady.iou_p5:.3f}), "
+            f"{steady.flickers_per_minute:.1f} flickers a minute"
+        )

@@ -14,19 +14,33 @@ class Closed(Exception):
 
 
 class Slot(Generic[T]):
-    """A bounded hand-over between two threads in which nothing is lost: a full slot makes the giver wait."""
+    """A bounded hand-over between two threads.
 
-    def __init__(self, capacity: int) -> None:
+    A full slot makes the giver wait, so that nothing is lost; with ``newest_wins`` it never does: the oldest item goes.
+
+    Attributes:
+        dropped: items that nobody took in time.
+        dropped_before: of these, the ones that preceded the item taken last.
+    """
+
+    def __init__(self, capacity: int, newest_wins: bool = False) -> None:
+        self.dropped = 0
+        self.dropped_before = 0
         self._items: deque[T] = deque()
-        self._capacity = capacity
+        self._capacity, self._newest_wins = capacity, newest_wins
         self._finished = False
         self._aborted = False
         self._changed = threading.Condition()
 
     def put(self, item: T) -> None:
-        """Leave ``item``, waiting for room. Raises `Closed` once the taker is gone."""
+        """Leave ``item``, waiting for room, or making it. Raises `Closed` once the taker is gone."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._items) < self._capacity or self._aborted)
+            if self._newest_wins:
+                while len(self._items) >= self._capacity:
+                    self._items.popleft()
+                    self.dropped += 1
+            else:
+                self._changed.wait_for(lambda: len(self._items) < self._capacity or self._aborted)
             if self._aborted:
                 raise Closed
             self._items.append(item)
@@ -44,9 +58,14 @@ class Slot(Generic[T]):
                 raise TimeoutError
             if self._aborted or not self._items:
                 raise Closed
-            item = self._items.popleft()
+            item, self.dropped_before = self._items.popleft(), self.dropped
             self._changed.notify_all()
             return item
+
+    def drop(self) -> None:
+        """Count the item taken last as one that there was no time for."""
+        with self._changed:
+            self.dropped += 1
 
     def finish(self) -> None:
         """Nothing more will come; what waits is still taken."""

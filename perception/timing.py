@@ -27,6 +27,6 @@ class Stages:
     def percentiles(self) -> dict[str, dict[int, float]]:
         """Stage -> percentile -> milliseconds, in the order in which the stages first came."""
         return {
-            stage: dict(zip(PERCENTILES, np.percentile(np.fromiter(values, float), PERCENTILES).tolist(), strict=True))
+            stage: dict(zip(PERCENTILES, np.percentile(np.array(tuple(values)), PERCENTILES).tolist(), strict=True))
             for stage, values in list(self._values.items())
         }

@@ -134,7 +134,10 @@ def distil(
 
     if out.exists():
         raise BadInput(f"{out} exists already; give another --out")
-    with missing_files():
+    for path in (teacher, *(footage or [])):  # now, not after an hour
+        if not path.is_file():
+            raise BadInput(f"{path}: no such file")
+    with missing_files(), failed_writes():
         samples = split_samples(find_samples(data), file=splits)["train"]
         wanted = parse_views(views, {s.dataset for s in samples})
         count = write_views(Teacher(teacher, hints), samples, footage or [], wanted, out, seed)
@@ -174,7 +177,8 @@ def evaluate(
         rows = evaluate_model(engine, data, split, splits=splits)
     print_report(rows, split, engine)
     if report:
-        write_report(report, rows, split, engine)
+        with missing_files(), failed_writes():
+            write_report(report, rows, split, engine)
 
 
 def float_or_int8(model: str | None) -> str:
@@ -354,10 +358,12 @@ def training_extra() -> Iterator[None]:
 
 @contextmanager
 def missing_files() -> Iterator[None]:
+    """Say what is missing or wrong; what the system says of a missing file, in words."""
     try:
         yield
     except (FileNotFoundError, ValueError) as error:
-        raise BadInput(str(error)) from error
+        missing = error.filename if isinstance(error, FileNotFoundError) else None
+        raise BadInput(f"{missing}: no such file or folder" if missing else str(error)) from error
 
 
 @contextmanager

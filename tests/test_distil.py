@@ -14,12 +14,13 @@ from onnx import TensorProto, helper
 torch = pytest.importorskip("torch", reason="the extra 'train' is not installed")
 
 from training.augment import random_view, take_view  # noqa: E402
+from training.checkpoints import read_checkpoint  # noqa: E402
 from training.datasets import CERTAIN, IGNORE, Sample, find_samples, find_views, read_targets, split_of  # noqa: E402
 from training.distil import Teacher, look, parse_views, without_seams, write_views  # noqa: E402
 from training.hints import relative  # noqa: E402
 from training.losses import bce_and_dice  # noqa: E402
 from training.recipe import HintConfig, Recipe  # noqa: E402
-from training.trainer import Run, read_checkpoint, train  # noqa: E402
+from training.trainer import Run, train  # noqa: E402
 
 SIZE = (128, 64)
 GREEN, RED, GREY = (0, 255, 0), (0, 0, 255), (114, 114, 114)

@@ -20,12 +20,12 @@ import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from training.export import Deployed, write_graph  # noqa: E402
+from training.inference import normalise  # noqa: E402
 from training.models import MODELS, Network, build_model, freeze, load_encoder, stages_of, unfreeze  # noqa: E402
 from training.models.efficientnet_lite import EfficientNetLite0  # noqa: E402
 from training.models.fcn import upsampling  # noqa: E402
 from training.models.segnet import unpool  # noqa: E402
 from training.models.unet import UNet, UNetEncoder  # noqa: E402
-from training.trainer import normalise  # noqa: E402
 
 NAMES = list(MODELS)
 

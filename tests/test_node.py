@@ -15,7 +15,7 @@ from conftest import road_image, write_model
 from engine import ModelError, open_engine
 from engine.base import Engine
 from perception.capture import Source
-from perception.config import PolygonConfig
+from perception.config import Config, HealthConfig, PolygonConfig
 from perception.errors import BadInput, FreespaceError
 from perception.frame import Frame
 from perception.freespace import Freespace
@@ -23,7 +23,7 @@ from perception.node import run
 from perception.sinks.base import Output, Sink
 from perception.slot import Closed, Slot
 
-ROAD = PolygonConfig()
+ROAD = Config(health=HealthConfig(enabled=False))
 SOON_S = 5.0  # longer than anything here takes; only a hanging test waits for it
 
 
@@ -100,7 +100,7 @@ def test_result_carries_what_came_with_the_frame(tiny_engine: Engine) -> None:
 def test_polygons_are_where_the_road_is(tiny_engine: Engine, plane: str, left: float) -> None:
     """The lower half for the whole road, its right half for the own carriageway; both borders lie between pixels."""
     sink = ListSink()
-    run(ListSource(1), tiny_engine, [sink], PolygonConfig(plane=plane))
+    run(ListSource(1), tiny_engine, [sink], Config(polygons=PolygonConfig(plane=plane), health=HealthConfig(enabled=False)))
     (polygon,) = sink.outputs[0].result.polygons
     assert polygon.plane == plane
     assert polygon.exterior.min(axis=0) == pytest.approx([left, 31.5], abs=0.1)
@@ -250,7 +250,7 @@ def test_plane_that_the_model_lacks_is_refused_and_the_sinks_are_closed(tmp_path
         open_engine(write_model(tmp_path / "one.onnx", ("freespace",)), "onnxruntime", threads=1) as engine,
         pytest.raises(ModelError, match="has no plane 'ego'; it has freespace"),
     ):
-        run(ListSource(3), engine, [sink], PolygonConfig(plane="ego"))
+        run(ListSource(3), engine, [sink], Config(polygons=PolygonConfig(plane="ego")))
     assert sink.closed == 1
 
 
@@ -357,3 +357,35 @@ def test_slot_between_two_threads_loses_nothing() -> None:
         except Closed:
             break
     assert taken == list(range(2000))
+
+
+def test_full_slot_where_the_newest_wins_drops_the_oldest() -> None:
+    slot: Slot[int] = Slot(2, newest_wins=True)
+    for item in range(5):
+        slot.put(item)
+    assert slot.dropped == 3
+    assert [slot.get(), slot.get()] == [3, 4]
+    assert slot.dropped_before == 3
+
+
+def test_newest_item_is_never_older_than_what_was_given() -> None:
+    """A giver that does not wait and a taker that does: what is taken rises, and is counted with what was lost."""
+    slot: Slot[int] = Slot(1, newest_wins=True)
+
+    def give() -> None:
+        for item in range(5000):
+            slot.put(item)
+        slot.finish()
+
+    in_thread(give)
+    taken, lost = [], []
+    while True:
+        try:
+            taken.append(slot.get(SOON_S))
+            lost.append(slot.dropped_before)
+        except Closed:
+            break
+    assert taken == sorted(set(taken))
+    assert taken[-1] == 4999
+    assert len(taken) + slot.dropped == 5000
+    assert all(item == count + lost_before for count, (item, lost_before) in enumerate(zip(taken, lost, strict=True)))

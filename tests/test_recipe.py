@@ -23,10 +23,11 @@ def test_there_is_one_recipe_for_every_network() -> None:
 def test_shipped_recipes_fit_their_networks(name: str) -> None:
     pytest.importorskip("torch", reason="the extra 'train' is not installed")
     from training.augment import parse_augmentation
+    from training.checkpoints import shipped_checkpoint
     from training.losses import parse_loss
     from training.models import build_model, freeze
     from training.optimisers import build_schedule
-    from training.trainer import expand, phase_optimiser, shipped_checkpoint
+    from training.phases import expand, phase_optimiser
 
     recipe = load_recipe(name, {})
     network = build_model(recipe.model, 2)
@@ -97,7 +98,7 @@ def test_file_and_settings(tmp_path: Path) -> None:
 
 def test_shipped_weights_say_where_they_come_from_and_name_no_machine() -> None:
     pytest.importorskip("torch", reason="the extra 'train' is not installed")
-    from training.trainer import network_of, read_checkpoint, shipped_checkpoint
+    from training.checkpoints import network_of, read_checkpoint, shipped_checkpoint
 
     state = read_checkpoint(shipped_checkpoint(Path("small")))
     assert network_of(state) == "small"

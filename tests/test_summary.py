@@ -22,13 +22,13 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from engine import DEFAULT_MODEL  # noqa: E402
 from engine.graph import as_fp16  # noqa: E402
+from training.checkpoints import size_of  # noqa: E402
 from training.models import build_model  # noqa: E402
 from training.summary import (  # noqa: E402
     Summary,
     as_json,
     field_at,
     print_summary,
-    size_of_training,
     summarise,
     summarise_network,
     summarise_onnx,
@@ -395,10 +395,10 @@ def test_table_and_json() -> None:
 
 
 def test_size_of_a_checkpoint() -> None:
-    assert size_of_training({"config": {"sizes": [[384, 224], [448, 256]]}}) == (448, 256)
-    assert size_of_training({"config": {"sizes": ["384x224", "640x384"]}}) == (640, 384)
-    assert size_of_training({"size": "128x96", "config": {"sizes": ["64x64"]}}) == (128, 96), "what the last phase had"
-    assert size_of_training({}) == (448, 256)
+    assert size_of({"config": {"sizes": [[384, 224], [448, 256]]}}) == (448, 256)
+    assert size_of({"config": {"sizes": ["384x224", "640x384"]}}) == (640, 384)
+    assert size_of({"size": "128x96", "config": {"sizes": ["64x64"]}}) == (128, 96), "what the last phase had"
+    assert size_of({}) == (448, 256)
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

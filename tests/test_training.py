@@ -22,6 +22,8 @@ torch = pytest.importorskip("torch", reason="the extra 'train' is not installed"
 from engine import DEFAULT_MODEL, open_engine, read_contract  # noqa: E402
 from perception.synthetic import render, scene_from_uri  # noqa: E402
 from training.augment import augment  # noqa: E402
+from training.batches import ahead  # noqa: E402
+from training.checkpoints import read_checkpoint, size_of, with_planes  # noqa: E402
 from training.datasets import CERTAIN, IGNORE, Sample, epoch_indices, find_samples, read_sample, split_of  # noqa: E402
 from training.evaluate import evaluate_model, trained_on  # noqa: E402
 from training.export import export_model, load_network, recipe  # noqa: E402
@@ -31,7 +33,7 @@ from training.metrics import Counts, count  # noqa: E402
 from training.models import build_model  # noqa: E402
 from training.models.freespace_net import FreespaceNet, start_as_bilinear  # noqa: E402
 from training.recipe import Recipe, load_recipe  # noqa: E402
-from training.trainer import Run, ahead, read_checkpoint, size_of, train, with_planes  # noqa: E402
+from training.trainer import Run, train  # noqa: E402
 
 
 @pytest.fixture(scope="module")

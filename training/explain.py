@@ -29,11 +29,12 @@ from torch import Tensor, nn
 
 from engine.files import write_whole
 from engine.preprocess import Resampling, fit, resample
+from training.checkpoints import planes_of, size_of
 from training.datasets import PLANES
 from training.distributed import open_device
+from training.inference import normalise
 from training.models import build_model
-from training.summary import field_at, open_network, size_of_training
-from training.trainer import normalise, planes_of
+from training.summary import field_at, open_network
 
 METHODS = {"gradcam": "Grad-CAM", "hirescam": "HiResCAM"}
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -233,7 +234,7 @@ def explain_activation(
     check_options(model, out, PICTURE_SUFFIXES + VIDEO_SUFFIXES)
     network, state = open_network(model)
     channel, target = channel_of(plane, planes_of(state)), open_device(device)
-    network, size = network.to(target), size or size_of_training(state)
+    network, size = network.to(target), size or size_of(state)
     fps, frames = open_frames(source, every)
     video = out.suffix.lower() in VIDEO_SUFFIXES
     if fps is not None and not video:
@@ -391,7 +392,7 @@ def explain_field(
     name = state.get("config", {}).get("model")
     if initial and name is None:
         raise ValueError(f"{model!r} is not trained, it has no earlier state to compare with; give a checkpoint")
-    planes, target, size = planes_of(state), open_device(device), size or size_of_training(state)
+    planes, target, size = planes_of(state), open_device(device), size or size_of(state)
     channel = channel_of(plane, planes)
     inputs = torch.cat(list(field_inputs(source, images, every, size, target)))
     networks = {f"{model}, {'trained' if state else 'random weights'}": network}

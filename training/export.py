@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from engine import open_engine
 from engine.contract import CONTRACT_VERSION, INPUT_NAME, KEY_PLANES, KEY_RESIZE, KEY_VERSION, OUTPUT_NAME
 from engine.graph import as_fp16
+from training.checkpoints import images_of, mean_of, planes_of, read_checkpoint, save_checkpoint, size_of
 from training.datasets import READERS
 from training.evaluate import KEY_SEQUENCES, weights_sha256
+from training.inference import normalise
 from training.models import build_model
-from training.trainer import images_of, mean_of, normalise, planes_of, read_checkpoint, save_checkpoint, size_of
 
 OPSET = 18
 PLACES = ("out", "views", "threads", "device")  # in recipes of older checkpoints: of a machine, no settings
@@ -99,15 +100,13 @@ def export_model(
         the largest difference found, grey levels of 255.
 
     Raises:
+        FileNotFoundError: a checkpoint or the report is not there.
         ValueError: the checkpoint or report is none of ours, the size does not fit the network, or another precision.
         ParityError: the file does not reproduce the network.
     """
     paths = [checkpoints] if isinstance(checkpoints, Path) else list(checkpoints)
     network, state = load_network(*paths)
-    metrics = json.loads(report.read_text()) if report else {}
-    if not isinstance(metrics, dict):
-        raise ValueError(f"{report}: not a report of 'freespace evaluate'")
-    metrics.pop("images", None)  # of each image: long, and of no use in a model file
+    metrics = read_metrics(report) if report else {}
     if out.suffix != ".onnx":
         raise ValueError(f"{out}: a model file is called .onnx, weights to start from .pt")
     if precision not in PARITY_LIMITS:
@@ -154,6 +153,24 @@ def export_model(
     finally:
         part.unlink(missing_ok=True)
     return largest
+
+
+def read_metrics(report: Path) -> dict[str, Any]:
+    """What ``freespace evaluate`` found, without its images one by one: they are long, and of no use in a model file.
+
+    Raises:
+        FileNotFoundError: there is no report.
+        ValueError: the file is none.
+    """
+    try:
+        metrics = json.loads(report.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no report {report}; 'freespace evaluate --report' writes one") from error
+    except ValueError as error:
+        raise ValueError(f"{report}: not a report of 'freespace evaluate'") from error
+    if not isinstance(metrics, dict):
+        raise ValueError(f"{report}: not a report of 'freespace evaluate'")
+    return {k: v for k, v in metrics.items() if k != "images"}
 
 
 def export_weights(checkpoints: Sequence[Path], out: Path) -> None:

@@ -28,6 +28,7 @@ SPELLED = {"iou": "IoU", "f1": "F1", "dice": "Dice"}
 POINTS = 300  # of a curve; longer ones are drawn as mean and range of as many parts
 SHOWN_SHEETS = 8  # spread over the run, first and last among them
 LONG_TABLE = 24  # rows; a longer one is folded away
+FEW_STEPS = 5  # measured; fewer say little
 WIDE = ("Loss", "Parts of the loss", "Gradient norm, before clipping")  # charts that may need a logarithmic axis
 SERIES = 8  # colours, after which they repeat dashed
 
@@ -215,8 +216,10 @@ def health_table(health: Mapping[str, Any]) -> str:
     dead = health.get("dead", {})
     rows = [[number(row.get(key, "")) if row.get(key) is not None else "" for key in keys] for row in layers]
     explained = (
-        "<p>Medians over the steps measured. Gradient and weight: norms; update: norm of a step's change over the weights'; "
-        "relative: root mean square of the gradient over that of the median layer.</p>"
+        "<p>Medians over the latest steps measured; layers that were frozen are not listed. Gradient and weight: norms; "
+        "update: norm of a step's change over the weights'; relative: root mean square of the gradient over that of the median "
+        "layer. Verdict: vanishing, the layer hardly learns; exploding, its gradient is far longer than its weights; restless, "
+        "a step changes it by more than a tenth; empty, nothing is wrong.</p>"
     )
     head = ("layer", "kind", "weights", "gradient", "weight norm", "update", "relative", "verdict")
     silent = [(name, f"{share:.1%}") for name, share in dead.items() if share]
@@ -226,9 +229,19 @@ def health_table(health: Mapping[str, Any]) -> str:
             if said
             else "<p>Nothing found: gradients reach every layer in a like measure.</p>"
         )
+        + measured_at(health)
         + (explained + table(head, rows, "layers") if rows else "")
         + table(("activation", "channels that are 0 everywhere in a batch"), silent, "activations with dead channels")
     )
+
+
+def measured_at(health: Mapping[str, Any]) -> str:
+    """What the section rests on: a short run has hardly been looked at."""
+    steps, measured = health.get("steps"), health.get("measured")
+    if not isinstance(steps, int) or not isinstance(measured, int) or not measured:
+        return ""
+    few = " These are few; a longer run says more." if measured < FEW_STEPS else ""
+    return f"<p>Measured at {measured} of the {steps} steps of the last phase.{few}</p>"
 
 
 def data_table(splits: Mapping[str, Any]) -> str:

@@ -2,43 +2,89 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from perception.capture.base import Selection, Source
+from perception.capture.uri import Address, parse
+from perception.config import CaptureConfig
 from perception.errors import BadInput
 
 __all__ = ["Selection", "Source", "open_source"]
 
 
-def open_source(uri: str, selection: Selection | None = None, image_fps: float = 10.0) -> Source:
-    """Open what ``uri`` names: a video file, an image, a folder of images, or ``synthetic://scene?key=value``.
+def open_source(uri: str, selection: Selection | CaptureConfig | None = None, image_fps: float = 10.0) -> Source:
+    """Open what ``uri`` names: a video file, an image, a folder of images, ``synthetic://scene?key=value``, a camera (``0``,
+    ``v4l2:///dev/video0``, ``csi://0``), a stream (``rtsp://``, ``http://``) or ``gstreamer://pipeline``.
 
     Args:
-        selection: the part of the recording to take.
-        image_fps: rate at which a folder of images is played.
+        selection: the part of the recording to take; or all settings of capturing, which hold that, too.
+        image_fps: rate at which a folder of images is played, where they do not say it.
 
     Raises:
-        BadInput: nothing is there, or it is none of these.
+        BadInput: nothing is there, or it is none of these. A stream that cannot be reached is no mistake: it may come to be.
     """
-    selection = selection or Selection()
-    if uri.startswith("synthetic://"):
+    if isinstance(selection, CaptureConfig):
+        capture = selection
+        selection = Selection(capture.start_s, capture.duration_s, capture.every)
+    else:
+        capture, selection = CaptureConfig(image_fps=image_fps), selection or Selection()
+    address = parse(uri)
+    if address.live:
+        return open_live(address, capture)
+    again = partial(open_recording, address, capture, selection)
+    source = again()
+    if capture.loop or capture.realtime:
+        from perception.capture.pace import LoopedSource, PacedSource
+
+        source = LoopedSource(source, again) if capture.loop else source
+        source = PacedSource(source) if capture.realtime else source
+    return source
+
+
+def open_recording(address: Address, capture: CaptureConfig, selection: Selection) -> Source:
+    """Open a video, an image, a folder of images, a synthetic scene, or a video on a web server. Raises BadInput."""
+    if address.kind == "synthetic":
         from perception.capture.synthetic import SyntheticSource
 
-        return SyntheticSource(uri, selection)
-    if "://" in uri:
-        raise BadInput(
-            f"{uri}: unknown kind of source {uri.split('://')[0]!r}; give a video, an image, a folder, or synthetic://…"
-        )
-    path = Path(uri)
+        return SyntheticSource(address.target, selection)
+    if address.kind == "video":
+        from perception.capture.stream import WebVideo
+
+        return WebVideo(address, capture, selection)
+    path = Path(address.target)
     try:
         path.stat()
-    except OSError as error:
-        why = "" if isinstance(error, FileNotFoundError) else f" ({error.strerror})"
-        raise BadInput(f"{uri}: no such file or folder{why}") from error
+    except (OSError, ValueError) as error:
+        why = "" if isinstance(error, FileNotFoundError) else f" ({getattr(error, 'strerror', None) or error})"
+        raise BadInput(f"{address.shown}: no such file or folder{why}") from error
     from perception.capture.images import IMAGE_SUFFIXES, ImageSource
 
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
-        return ImageSource(uri, selection, image_fps)
+        return ImageSource(address.target, selection, capture.image_fps)
     from perception.capture.video import VideoSource
 
-    return VideoSource(uri, selection)
+    return VideoSource(address.target, selection)
+
+
+def open_live(address: Address, capture: CaptureConfig) -> Source:
+    """Open a camera, a pipeline or a stream. Raises BadInput: there can be none."""
+    from perception.capture.camera import open_camera
+    from perception.capture.gstreamer import has_gstreamer, on_jetson, open_pipeline
+    from perception.capture.live import Connection, LiveSource
+    from perception.capture.stream import StreamConnection
+    from perception.errors import FreespaceError
+
+    def connect() -> Connection:
+        if address.kind == "v4l2":
+            return open_camera(address, capture)
+        if address.kind in ("csi", "gstreamer"):
+            return open_pipeline(address, capture)
+        if address.kind == "rtsp" and capture.hardware and on_jetson() and has_gstreamer():
+            try:
+                return open_pipeline(address, capture)
+            except FreespaceError:  # in software, then; and PyAV says what is wrong
+                pass
+        return StreamConnection(address, capture)
+
+    return LiveSource(address, capture, connect)

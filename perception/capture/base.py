@@ -39,6 +39,8 @@ class Source(ABC):
         live: whether frames come when they come, and those that nobody takes in time are of no use.
         trouble: why no frames are coming at the moment; None while they are.
         detail: one phrase: how it is read, for example what decodes it.
+        continuous: whether frame follows frame, as in a video; of separate images nothing is known from those before.
+        reconnections: how often it had to be opened again.
     """
 
     uri: str
@@ -49,6 +51,8 @@ class Source(ABC):
     live: bool = False
     trouble: Cause | None = None
     detail: str = ""
+    continuous: bool = True
+    reconnections: int = 0
 
     @abstractmethod
     def frames(self) -> Iterator[Frame]:

@@ -55,7 +55,7 @@ class ImageSource(Source):
             )
         self.name_of = unique_names(files)
         self.image_fps = image_fps
-        super().__init__(uri, image_fps / selection.every, len(self.numbered))
+        super().__init__(uri, image_fps / selection.every, len(self.numbered), continuous=False)
 
     def frames(self) -> Iterator[Frame]:
         for seq, path in self.numbered:

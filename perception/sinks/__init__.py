@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from perception.config import Config, OutputConfig
 from perception.errors import BadInput
 from perception.sinks.base import Output, Sink, check_output, make_folder, part_of
+from perception.status import Status
 
 __all__ = ["Output", "Sink", "check_output", "check_outputs", "open_sinks"]
 
@@ -39,8 +41,12 @@ def same(a: Path, b: Path) -> bool:
     return a.exists() and b.exists() and a.samefile(b)
 
 
-def open_sinks(config: Config, fps: float | None) -> list[Sink]:
+def open_sinks(config: Config, fps: float | None, status: Callable[[], Status] = Status) -> list[Sink]:
     """The sinks that ``config.output`` asks for; `check_outputs` comes first.
+
+    Args:
+        fps: of the source.
+        status: how the run is doing.
 
     Raises:
         BadInput: a name does not fit the kind of output, or there is no screen.
@@ -67,4 +73,8 @@ def open_sinks(config: Config, fps: float | None) -> list[Sink]:
         from perception.sinks.jsonl import JsonlSink
 
         sinks.append(JsonlSink(Path(output.polygons)))
+    if config.loop.state:
+        from perception.service import Memory
+
+        sinks.append(Memory(Path(config.loop.state)))
     return sinks

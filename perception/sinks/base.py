@@ -61,11 +61,15 @@ def part_of(final: Path) -> Path:
     return final.with_name(f".{final.stem}.part{final.suffix}")
 
 
-def write_whole(final: Path, data: bytes) -> None:
-    """Write ``final`` at once, or leave nothing of it. Raises OSError where it cannot be written."""
+def write_whole(final: Path, data: bytes, durable: bool = False) -> None:
+    """Write ``final`` at once, or leave nothing of it; ``durable``: a power cut, too. Raises OSError: it cannot be written."""
     part = part_of(final)
     try:
-        part.write_bytes(data)
+        with open(part, "wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         part.replace(final)
     except OSError:
         part.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ statistics of a norm are taken as constants.
 """
 
 from training.summary.base import Layer, Summary
-from training.summary.by_name import open_network, size_of_training, summarise
+from training.summary.by_name import open_network, summarise
 from training.summary.network import field_at, summarise_network
 from training.summary.onnx_file import summarise_onnx
 from training.summary.table import as_json, print_summary
@@ -40,7 +40,6 @@ __all__ = [
     "field_at",
     "open_network",
     "print_summary",
-    "size_of_training",
     "summarise",
     "summarise_network",
     "summarise_onnx",

@@ -8,7 +8,6 @@ from typing import Any
 
 from training.summary.fields import Extent, Field, Shape
 
-DEFAULT_SIZE = (448, 256)
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 FIELD_SIZES = (4096, 8192, 16384, 32768)  # sides of the input on which fields are followed: larger than the fields
 

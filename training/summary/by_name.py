@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
+from training.checkpoints import size_of
 from training.datasets import PLANES
 from training.export import load_network
-from training.models import build_model
-from training.summary.base import DEFAULT_SIZE, Summary
+from training.models import MODELS, build_model
+from training.summary.base import Summary
 from training.summary.network import summarise_network
 from training.summary.onnx_file import summarise_onnx
-from training.trainer import size_of
 
 SUFFIXES = (".pt", ".pth", ".onnx")  # of files; everything else that is none is a name
 
@@ -29,16 +29,11 @@ def open_network(model: str) -> tuple[nn.Module, dict[str, Any]]:
         ValueError: an unknown name, or a file that is no checkpoint of ours.
     """
     path = Path(model)
-    if path.is_file():
+    if path.is_file() or (path.is_dir() and model not in MODELS):
         return load_network(path)
     if path.suffix in SUFFIXES:
         raise FileNotFoundError(f"{path}: no such file")
     return build_model(model, len(PLANES)).eval(), {}
-
-
-def size_of_training(state: dict[str, Any]) -> tuple[int, int]:
-    """(width, height) that a checkpoint's network was trained at last, `DEFAULT_SIZE` where that is not known."""
-    return size_of(state) if "config" in state else DEFAULT_SIZE
 
 
 def summarise(model: str, size: tuple[int, int] | None = None) -> Summary:
@@ -46,7 +41,7 @@ def summarise(model: str, size: tuple[int, int] | None = None) -> Summary:
 
     Args:
         model: name or path.
-        size: (width, height) of the input; by default the file's own, a checkpoint's last one in training, `DEFAULT_SIZE`.
+        size: (width, height) of the input; by default the file's own, what `training.checkpoints.size_of` says.
 
     Raises:
         FileNotFoundError: no such file.
@@ -57,4 +52,4 @@ def summarise(model: str, size: tuple[int, int] | None = None) -> Summary:
     if Path(model).suffix == ".onnx":
         return summarise_onnx(Path(model), size)
     network, state = open_network(model)
-    return summarise_network(network, size or size_of_training(state), model)
+    return summarise_network(network, size or size_of(state), model)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from engine.graph import first_line, set_shape
+from training.checkpoints import DEFAULT_SIZE
 from training.export import fold_constants
-from training.summary.base import DEFAULT_SIZE
 from training.summary.fields import Shape
 
 

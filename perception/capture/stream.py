@@ -1,0 +1,235 @@
+"""RTSP and HTTP through PyAV (FFmpeg): IP cameras, MJPEG, HLS, and recordings on a web server."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+import time
+from collections import deque
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from perception.capture.base import Selection
+from perception.capture.live import Connection, Ended, Grab, Lost, differences
+from perception.capture.pace import Pace
+from perception.capture.uri import Address
+from perception.capture.video import VideoSource, reason, upright
+from perception.config import CaptureConfig
+from perception.errors import BadInput, FreespaceError
+
+# What FFmpeg puts together from pieces: a packet comes out when the first piece of the next one has come in.
+ASSEMBLED = ("h264", "hevc")
+DRIFT = 1e-3  # of two clocks, seconds a second
+FARTHEST_BEHIND_S = 2.0  # a stream so late does not catch up; begun anew it is up to date
+LONGEST_GAP_S = 1.0  # between pictures of a paced stream
+END_S = 1.0  # so near to its promised end a recording is over, not broken off
+
+
+class StreamConnection(Connection):
+    """Reads one stream.
+
+    Only whole pictures are shown: the decoder is told to fail rather than to paint over what is missing, and after a loss
+    nothing is shown before the next key frame. Slices, not frames, are decoded side by side: those take no time to fill.
+
+    The stamp is the moment at which the picture had arrived, less what it is later than the least delayed one before it
+    (by the sender's time stamps, RTSP only): what has piled up on the way is not taken for new.
+    """
+
+    def __init__(self, address: Address, capture: CaptureConfig) -> None:
+        """Raises FreespaceError: cannot be opened at the moment."""
+        import av
+
+        self._container = self._open(address, capture)
+        try:
+            self._stream: Any = next(iter(self._container.streams.video), None)
+            if self._stream is None:
+                raise FreespaceError("has no video in it")
+            self._codec = self._stream.codec_context
+            self._codec.thread_type = "SLICE"
+            self._codec.options = {"err_detect": "explode"}
+            self._packets = self._container.demux(self._stream)
+            rate = self._stream.average_rate
+            self.fps = float(rate) if rate and 0 < rate < 1000 else None
+            width, height = self._codec.width, self._codec.height
+            self.remarks = differences(address.shown, capture, width=width, height=height, fps=self.fps)
+            format_name = self._container.format.name
+            self._length_s = (self._container.duration or 0) / av.time_base if address.kind == "stream" else 0.0
+            # These come faster than they are to be seen, and in lumps.
+            self._pace = Pace(LONGEST_GAP_S) if self._length_s > 0 or "hls" in format_name else None
+            self._lag = Lag() if address.kind == "rtsp" else None
+            self._assembled = address.kind == "rtsp" and self._codec.name in ASSEMBLED
+            by = "hardware" if self._codec.is_hwaccel else "software"
+            paced = ", at its own pace" if self._pace else ""
+            self.detail = f"{format_name}, {self._codec.name} {width}x{height}, decoded by {by}{paced}"
+        except BaseException:
+            self._container.close()
+            raise
+        self._over = threading.Event()
+        self._ready: deque[Grab] = deque()
+        self._key_awaited, self._begun = True, False
+        self._packet_before: tuple[int, int] | None = None
+        self._media_ns = 0
+
+    @staticmethod
+    def _open(address: Address, capture: CaptureConfig) -> Any:
+        import av
+
+        # Nothing is read ahead to guess a frame rate. Not "nobuffer": it throws away what was read to open the stream, and
+        # with it the key frame for which one would wait again.
+        options = {"analyzeduration": "1", "fpsprobesize": "0"} if address.kind == "rtsp" else {}
+        if address.kind == "rtsp":
+            options["rtsp_transport"] = capture.transport
+            if capture.transport == "udp":
+                options["max_delay"] = "100000"  # microseconds that a lost packet is waited for
+        hardware = accelerator() if capture.hardware else None
+        try:
+            return av.open(
+                address.target, timeout=(capture.open_timeout_s, capture.read_timeout_s), options=options, hwaccel=hardware
+            )
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise FreespaceError(reason(error)) from error
+
+    def read(self) -> Grab | Lost | None:
+        if self._ready:
+            return self._ready.popleft()
+        import av
+
+        try:
+            packet = next(self._packets)
+        except (StopIteration, av.error.EOFError):
+            raise self._end() from None
+        except av.error.ExitError as error:  # by PyAV's clock
+            raise TimeoutError from error
+        except av.error.FFmpegError as error:
+            raise FreespaceError(reason(error)) from error
+        arrived = now = (time.time_ns(), time.perf_counter_ns())
+        if packet.size == 0:
+            raise self._end()
+        if self._assembled and self._packet_before is not None:
+            arrived = self._packet_before
+        self._packet_before = now
+        return self._decode(packet, arrived)
+
+    def _decode(self, packet: Any, arrived: tuple[int, int]) -> Grab | Lost | None:
+        import av
+
+        if packet.is_corrupt:
+            return self._lost("the packet is not whole")
+        if self._key_awaited and not packet.is_keyframe:
+            return Lost("a key frame must come first") if self._begun else None
+        self._key_awaited = False
+        begun = time.perf_counter_ns()
+        try:
+            pictures = self._codec.decode(packet)
+        except av.error.FFmpegError as error:
+            return self._lost(reason(error))
+        if any(picture.is_corrupt for picture in pictures):
+            return self._lost("parts of it are missing")
+        decode_ms = (time.perf_counter_ns() - begun) / 1e6
+        for picture in pictures:
+            self._ready.append(self._grab(picture, arrived, decode_ms))
+        if not self._ready:
+            return None
+        self._begun = True
+        return self._ready.popleft()
+
+    def _grab(self, picture: Any, arrived: tuple[int, int], decode_ms: float) -> Grab:
+        stamp_ns, grabbed_ns = arrived
+        if picture.pts is not None and picture.time_base:
+            self._media_ns = round(picture.pts * Fraction(picture.time_base) * 1_000_000_000)
+        if self._pace is not None:
+            self._pace.wait(self._media_ns, self._over)
+            stamp_ns, grabbed_ns = time.time_ns(), time.perf_counter_ns()
+        elif self._lag is not None and picture.pts is not None:
+            late_ns = self._lag.late_ns(grabbed_ns, self._media_ns)
+            if late_ns > FARTHEST_BEHIND_S * 1e9:
+                raise FreespaceError(f"fell {late_ns / 1e9:.1f} s behind; the line is too slow for it")
+            stamp_ns, grabbed_ns = stamp_ns - late_ns, grabbed_ns - late_ns
+        return Grab(lambda: upright(picture), stamp_ns, grabbed_ns, decode_ms)
+
+    def _lost(self, why: str) -> Lost:
+        self._key_awaited = True
+        self._codec.flush_buffers()
+        return Lost(why)
+
+    def _end(self) -> Exception:
+        if self._length_s and self._media_ns / 1e9 >= self._length_s - END_S:
+            return Ended()
+        return FreespaceError("the other side ended it")
+
+    def close(self) -> None:
+        self._over.set()
+        self._ready.clear()
+        self._container.close()
+
+
+class Lag:
+    """How much later than the least delayed one before it a picture arrives, by the sender's clock."""
+
+    def __init__(self) -> None:
+        self._least_ns: float | None = None
+        self._last_ns = 0
+
+    def late_ns(self, arrived_ns: int, media_ns: int) -> int:
+        """Nanoseconds, 0 or more. ``media_ns``: the sender's time stamp; where it goes back, one begins anew."""
+        delay_ns = float(arrived_ns - media_ns)
+        if self._least_ns is None or media_ns < self._last_ns:
+            self._least_ns = delay_ns
+        else:
+            self._least_ns = min(delay_ns, self._least_ns + DRIFT * (media_ns - self._last_ns))
+        self._last_ns = media_ns
+        return round(delay_ns - self._least_ns)
+
+
+class WebVideo(VideoSource):
+    """A recording on a web server: as one on disk, every frame with its media time, at whatever pace it can be read."""
+
+    def __init__(self, address: Address, capture: CaptureConfig, selection: Selection) -> None:
+        self._remote, self._capture = address, capture
+        try:
+            super().__init__(address.shown, selection)
+        except BadInput as error:
+            raise BadInput(address.cleaned(str(error))) from error
+
+    def _open(self) -> None:
+        import av
+
+        self._address = self._remote.target
+        timeout = (self._capture.open_timeout_s, max(self._capture.open_timeout_s, self._capture.read_timeout_s))
+        self._container = av.open(self._address, timeout=timeout)
+        self._stream = next(iter(self._container.streams.video), None)
+        if self._stream is not None:
+            self._stream.thread_type = "AUTO"
+
+    def _report_early_end(self, last_ns: int) -> None:
+        if self._cut or (self._length_s is not None and last_ns / 1e9 < self._length_s - END_S):
+            self.problems.append(f"{self.uri}: broke off after {self._read} frames")
+
+
+@functools.cache
+def accelerator() -> Any:
+    """PyAV's hardware decoding for this machine; None where there is none that starts."""
+    import av
+    from av.codec.hwaccel import HWAccel, hwdevices_available
+
+    for name in hwdevices_available():
+        if name not in likely():
+            continue
+        try:
+            HWAccel(name).create(av.Codec("h264", "r"))
+            return HWAccel(name, allow_software_fallback=True)
+        except (av.error.FFmpegError, OSError, NotImplementedError, ValueError, RuntimeError):
+            continue
+    return None
+
+
+def likely() -> set[str]:
+    """Kinds of devices whose hardware shows. Asked for without it, some libraries complain on their own."""
+    found = {"videotoolbox"} if sys.platform == "darwin" else set()
+    if Path("/dev/nvidiactl").exists():
+        found.add("cuda")
+    if any(Path("/dev/dri").glob("renderD*")):
+        found |= {"vaapi", "qsv"}
+    return found
