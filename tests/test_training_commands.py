@@ -161,3 +161,22 @@ def test_mistakes_end_in_one_sentence(arguments: tuple[str, ...], message: str, 
     assert message in err
     assert "Traceback" not in err
     assert not (tmp_path / "run/last.pt").exists()
+
+
+def test_mistakes_about_files_name_the_file(data: Path, run: Path, tmp_path: Path) -> None:
+    broken, missing = tmp_path / "broken.json", tmp_path / "nowhere"
+    broken.write_text("{")
+    onnx, views = tmp_path / "m.onnx", tmp_path / "views"
+    for message, *command in (
+        (f"{run}: is a folder; give the checkpoint in it, such as {run / 'last.pt'}", "export", run, "--out", onnx),
+        (f"{run}: is a folder", "summary", run),
+        (f"no report {missing}", "export", run / "last.pt", "--out", onnx, "--report", missing),
+        (f"{broken}: not a report", "export", run / "last.pt", "--out", onnx, "--report", broken),
+        (f"{missing}: no such file", "distil", "--teacher", missing, "--data", data, "--out", views),
+        (f"{missing}: no such file", "distil", "--teacher", broken, "--footage", missing, "--data", data, "--out", views),
+    ):
+        code, _, err = here(*command)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert message in err
+    assert not onnx.exists()
+    assert not views.exists()
