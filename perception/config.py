@@ -35,7 +35,7 @@ class CaptureConfig(Section):
     open_timeout_s: Annotated[float, Field(gt=0)] = 5.0
     read_timeout_s: Annotated[float, Field(gt=0)] = 1.0  # without a frame for so long a live source is opened again
     retry_first_s: Annotated[float, Field(gt=0)] = 0.25  # between attempts to open it: doubled each time, with jitter
-    retry_longest_s: Annotated[float, Field(gt=0)] = 2.0
+    retry_longest_s: Annotated[float, Field(gt=0)] = 1.5
     give_up_s: Annotated[float, Field(ge=0)] = 0.0  # end after so long without a source; 0 never does
 
 
@@ -76,8 +76,8 @@ class HealthConfig(Section):
     enabled: bool = True
     dark_level: Annotated[float, Field(ge=0, le=255)] = 8.0  # grey level of 255 that the brightest hundredth must reach
     bright_fraction: Fraction = 0.6  # of the picture that may be saturated
-    covered_fraction: Fraction = 0.78  # of the picture that may show nothing
-    least_sharpness: Annotated[float, Field(ge=0)] = 0.1  # finest details relative to coarse contrast; by day about 0.9
+    covered_fraction: Fraction = 0.72  # of the picture that may show nothing
+    least_sharpness: Annotated[float, Field(ge=0)] = 0.12  # finest details relative to coarse contrast; by day about 0.9
     defocus_fraction: Fraction = 0.15  # of the sharpness the camera used to have
     blind_after: Annotated[int, Field(ge=1)] = 3  # pictures in a row that are less sharp than that
     frozen_s: Annotated[float, Field(gt=0)] | None = 0.5  # identical pictures for so long, live sources only; None: never
@@ -89,7 +89,7 @@ class StabiliseConfig(Section):
 
     enabled: bool | None = None  # None: for video, not for separate images
     # A drivable pixel is held while its score is less than this below the threshold, as a fraction of the threshold.
-    hold_drivable: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    hold_drivable: Annotated[float, Field(ge=0, lt=1)] = 0.4
     # A pixel that is not drivable is held while its score is less than this above the threshold, as a fraction of the rest.
     hold_blocked: Fraction = 0.9
     settle_s: Annotated[float, Field(gt=0)] = 0.25  # time constant with which what is held is let go

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import orjson
@@ -123,7 +124,7 @@ class Freespace:
         """Read a line written by `to_json`.
 
         Raises:
-            ValueError: no JSON, another schema, or a key is missing.
+            ValueError: no JSON, another schema, a key is missing, or a value is of another kind than `to_json` writes.
         """
         data: Any = orjson.loads(line)
         schema = data.get("schema") if isinstance(data, dict) else None
@@ -132,34 +133,53 @@ class Freespace:
         try:
             polygons = [
                 Polygon(
-                    p["plane"],
-                    p["ego"],
-                    p["confidence"],
-                    p["area_px"],
+                    typed(p, "plane", str),
+                    typed(p, "ego", bool),
+                    typed(p, "confidence", float, int),
+                    typed(p, "area_px", float, int),
                     np.array(p["exterior"], np.float64).reshape(-1, 2),
-                    [np.array(r, np.float64).reshape(-1, 2) for r in p["interiors"]],
+                    [np.array(r, np.float64).reshape(-1, 2) for r in typed(p, "interiors", list)],
                 )
-                for p in data["polygons"]
+                for p in typed(data, "polygons", list)
             ]
-            width, height = data["size"]
+            if not all(np.isfinite(r).all() for p in polygons for r in p.rings):
+                raise ValueError("a corner of a polygon is no number")
+            width, height = typed(data, "size", list)
+            latency = typed(data, "latency_ms", dict)
             return cls(
-                seq=data["seq"],
-                source=data["source"],
-                frame_id=data["frame_id"],
-                stamp_ns=data["stamp_ns"],
-                clock=data["clock"],
-                size=(width, height),
-                valid=data["valid"],
-                state=data["state"],
-                model=data["model"],
-                backend=data["backend"],
-                dropped=data["dropped"],
+                seq=typed(data, "seq", int),
+                source=typed(data, "source", str),
+                frame_id=typed(data, "frame_id", str),
+                stamp_ns=typed(data, "stamp_ns", int),
+                clock=chosen(data, "clock", get_args(Clock)),
+                size=(operator.index(width), operator.index(height)),
+                valid=typed(data, "valid", bool),
+                state=chosen(data, "state", get_args(State)),
+                model=typed(data, "model", str),
+                backend=typed(data, "backend", str),
+                dropped=typed(data, "dropped", int),
                 polygons=polygons,
-                latency_ms=data["latency_ms"],
-                causes=[Cause(Code(c["code"]), c["text"]) for c in data.get("causes", [])],
+                latency_ms={stage: typed(latency, stage, float, int) for stage in latency},
+                causes=[Cause(Code(c["code"]), typed(c, "text", str)) for c in data.get("causes", [])],
             )
         except KeyError as error:
             raise ValueError(f"a {SCHEMA} line needs the key {error}") from error
+        except TypeError as error:
+            raise ValueError(f"a {SCHEMA} line cannot hold this: {error}") from error
+
+
+def typed(data: Any, key: str, *kinds: type) -> Any:
+    """``data[key]``, which must be of one of ``kinds``."""
+    if type(data[key]) not in kinds:
+        raise ValueError(f"{key} is {data[key]!r:.40}, and must be of type {kinds[0].__name__}")
+    return data[key]
+
+
+def chosen(data: Any, key: str, choices: tuple[Any, ...]) -> Any:
+    """``data[key]``, which must be one of ``choices``."""
+    if data[key] not in choices:
+        raise ValueError(f"{key} is {data[key]!r:.40}, and must be one of {', '.join(choices)}")
+    return data[key]
 
 
 def encodable(text: str) -> str:

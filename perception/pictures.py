@@ -19,25 +19,25 @@ from perception.frame import Frame
 
 GRID = (160, 96)  # pixels that stand for the picture, columns and rows
 CELLS = (40, 24)  # of 4 x 4 of them, so that noise averages out
-BLOCKS = (20, 12)  # of 8 x 8 of them, enough to say whether anything is to be seen there
+BLOCKS = (20, 12)  # of 2 x 2 cells: is anything to be seen there?
 NEIGHBOURS = (9, 9)  # cells around a cell, in comparison with which it is bright or dark
 SATURATED = 250  # grey level
-FLAT = 2.5  # standard deviation of a block in which nothing is to be seen, grey levels beyond noise
-NOISE_MARGIN = 1.25  # 64 pixels of noise alone seldom vary by more than this times their true deviation
+FLAT, FLAT_DARK = 2 / 150, 0.7  # deviation in a block that shows nothing: of the brightest, to 150; grey levels, at least
 
 # Quantiles of |x| for x of a normal distribution with deviation 1.
 HALF_OF_NOISE, MOST_OF_NOISE = 0.6745, 2.968
 MOST = 0.997
-LINES = 18  # places from which rows are taken to measure sharpness
+LINES = 12  # places from which rows are taken to measure sharpness
 LINE_PIXELS = 640  # sharpness is of details of 1/640 of the picture's width, whatever the resolution
 COARSE = 16  # such details wide is what they are compared with
 LEAST_CONTRAST = 5.0  # grey levels; with less, there is nothing to be sharp
+MOST_NOISE = 0.2  # tail of the noise relative to the contrast; with more, nobody can say how sharp it is
 
 BASELINE_FROM_S, BASELINE_OVER_S = 60.0, 180.0
 CUT_WITHIN_S = 0.15  # farther apart, two pictures of one drive may differ as much as those of two
-CUT_DISTANCE, CUT_RATIO = 0.55, 2.5
+CUT_DISTANCE, CUT_DISTANCE_PER_S, CUT_RATIO = 0.5, 2.0, 2.5
 USUAL_DISTANCE, USUAL_WEIGHT = 0.1, 0.1
-FROZEN_SAMPLES = 16_000
+FROZEN_SAMPLES = 6_000
 REMEMBERED = 8  # pictures; a driver that goes round a few old buffers repeats itself, too
 
 Grey = NDArray[np.uint8]
@@ -53,7 +53,7 @@ class Measures:
         saturated: fraction of it at level 250 or more.
         flat: fraction of its blocks that show nothing but noise and slow shades.
         sharpness: how strong the finest details are, relative to the strongest coarse contrast: 0.4 to 1.2 by day, less
-            than 0.1 if a point is smeared over 5 % of the picture's width. None where there is no contrast.
+            than 0.1 if a point is smeared over 5 % of the picture's width. None where contrast is lacking, or hidden in noise.
         structure: float32 ``(24 * 40,)``, the picture's local contrast, normalised: what stays as the light changes.
     """
 
@@ -72,21 +72,27 @@ def measure(image: NDArray[np.uint8]) -> Measures:
     cells = np.asarray(cv2.resize(grid, CELLS, interpolation=cv2.INTER_AREA), np.uint8)
     brightest = cells.size - cells.size // 100 - 1
     sharpness, noise = _sharpness(image)
+    level = float(np.partition(cells.ravel(), brightest)[brightest])
     return Measures(
-        level=float(np.partition(cells.ravel(), brightest)[brightest]),
+        level=level,
         saturated=float(np.count_nonzero(grid >= SATURATED)) / grid.size,
-        flat=_flat(grid, noise),
+        flat=_flat(cells, level, noise),
         sharpness=sharpness,
         structure=_structure(cells),
     )
 
 
-def _flat(grid: Grey, noise: float) -> float:
-    """Fraction of `BLOCKS` without structure, given the standard deviation of the noise."""
-    real = grid.astype(np.float32)
-    mean = cv2.resize(real, BLOCKS, interpolation=cv2.INTER_AREA)
-    variance = cv2.resize(real * real, BLOCKS, interpolation=cv2.INTER_AREA) - mean * mean
-    return float(np.count_nonzero(variance < FLAT**2 + (NOISE_MARGIN * noise) ** 2)) / variance.size
+def _flat(cells: Grey, level: float, noise: float) -> float:
+    """Fraction of `BLOCKS` without detail, given the picture's `Measures.level` and the standard deviation of its noise.
+
+    Slow shades are taken off first: a hand in front of the lens has them. Of a dark picture less contrast is expected.
+    """
+    least = max(FLAT_DARK, FLAT * min(level, 150.0))
+    real = cells.astype(np.float32)
+    detail = real - cv2.blur(real, (3, 3))
+    variance = cv2.resize(detail * detail, BLOCKS, interpolation=cv2.INTER_AREA)
+    # A cell is the mean of 16 pixels, and the variance of four cells' noise seldom comes out at twice its true value.
+    return float(np.count_nonzero(variance < least**2 + 2.0 * noise**2 / 16.0)) / variance.size
 
 
 def _structure(cells: Grey) -> Structure:
@@ -111,18 +117,24 @@ def _sharpness(image: NDArray[np.uint8]) -> tuple[float | None, float]:
     count = height // spacing
     if count == 0 or width <= COARSE * step:
         return None, 0.0
-    rows = image[: count * spacing].reshape(count, spacing, width, 3)[:, : 3 * step : step, ::step, 1].astype(np.int16)
+    lines = image[: count * spacing].reshape(count, spacing, width, 3)[:, : 3 * step : step, : width // step * step, 1]
+    rows = lines[:, :, ::step].astype(np.int16)
+    if step > 1:  # two pixels have less noise than one
+        rows += lines[:, :, 1::step]
+        rows >>= 1
     middle = rows[:, 1]
     along = np.abs(2 * middle[:, 1:-1] - middle[:, :-2] - middle[:, 2:])
     across = np.abs(2 * middle - rows[:, 0] - rows[:, 2])
     half_along, most_along = _quantiles(along, (0.5, MOST))
     half_across, most_across = _quantiles(across, (0.5, MOST))
     noise = min(half_along, half_across) / HALF_OF_NOISE / 6**0.5  # of 2 b - a - c: 4 + 1 + 1 variances
+    noise *= min(step, 2) ** 0.5
     (contrast,) = _quantiles(np.abs(middle[:, COARSE:] - middle[:, :-COARSE]), (0.99,))
-    if contrast < LEAST_CONTRAST:
-        return None, noise
     tail = MOST_OF_NOISE / HALF_OF_NOISE
-    return max(most_along - tail * half_along, most_across - tail * half_across, 0.0) / contrast, noise
+    if contrast < LEAST_CONTRAST or tail * min(half_along, half_across) > MOST_NOISE * contrast:
+        return None, noise
+    edges = max(most_along**2 - (tail * half_along) ** 2, most_across**2 - (tail * half_across) ** 2, 0.0) ** 0.5
+    return edges / contrast, noise
 
 
 def _quantiles(values: NDArray[np.int16], fractions: tuple[float, ...]) -> list[float]:
@@ -246,14 +258,17 @@ class PictureCheck:
         return None
 
     def _cut(self, picture: Measures, stamp_ns: int) -> Cause | None:
-        if self._good is None or not 0 < stamp_ns - self._good[1] <= CUT_WITHIN_S * 1e9:
+        if self._good is None:
+            return None
+        seconds = (stamp_ns - self._good[1]) / 1e9
+        if not 0 < seconds <= CUT_WITHIN_S:
             return None
         before, now = self._good[0], picture.structure
         energy = float(before @ before) * float(now @ now)
         distance = 1.0 - float(before @ now) / energy**0.5 if energy > 0 else 0.0
         usual = self._usual
         self._usual += USUAL_WEIGHT * (distance - usual)
-        if distance <= max(CUT_DISTANCE, CUT_RATIO * usual):
+        if distance <= max(CUT_DISTANCE + CUT_DISTANCE_PER_S * seconds, CUT_RATIO * usual):
             return None
         return Cause(
             Code.SCENE_CUT,

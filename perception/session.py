@@ -18,7 +18,7 @@ from engine import open_engine
 from engine.base import Engine
 from engine.contract import ModelContract, ModelError
 from perception import service
-from perception.capture import Selection, open_source
+from perception.capture import open_source
 from perception.capture.base import Source
 from perception.config import Config, EngineConfig
 from perception.errors import BadInput, FreespaceError, tell
@@ -47,7 +47,7 @@ def run_session(uri: str, config: Config, stop: threading.Event, reload: Reload 
     capture = config.capture
     check_outputs(config.output, uri)
     with (
-        open_source(uri, Selection(capture.start_s, capture.duration_s, capture.every), capture.image_fps) as source,
+        open_source(uri, capture) as source,
         open_configured(config.engine, throughput=not is_live(source, config)) as engine,
     ):
         engine.contract.plane_index(config.polygons.plane)

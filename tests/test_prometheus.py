@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pytest
-
 from conftest import make_output
+
 from perception import __version__
 from perception.causes import Cause, Code
 from perception.errors import BadInput

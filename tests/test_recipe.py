@@ -105,3 +105,12 @@ def test_shipped_weights_say_where_they_come_from_and_name_no_machine() -> None:
     assert state["images"].keys() == {"bdd100k", "camvid", "idd_lite"}
     told = str({key: value for key, value in state.items() if key != "average"})
     assert not re.search(r"/(root|home|work|tmp|Users)/", told)
+
+
+def test_folder_called_as_shipped_weights_does_not_hide_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="the extra 'train' is not installed")
+    from training.checkpoints import shipped_checkpoint
+
+    monkeypatch.chdir(tmp_path)
+    Path("small").mkdir()
+    assert shipped_checkpoint(Path("small")).name == "small.pt"

@@ -168,7 +168,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     layer = {"name": "stem.0", "kind": "Conv2d", "weights": 8, "gradient": 1e-9, "weight": 1.0, "update": None}
     rows = [{**layer, "relative": 1e-6, "verdict": "vanishing"}]
     findings = ["The gradient vanishes in stem.0."]
-    (folder / "health.json").write_text(json.dumps({"layers": rows, "findings": findings, "dead": {"x": 0.5}}))
+    (folder / "health.json").write_text(
+        json.dumps({"layers": rows, "findings": findings, "dead": {"x": 0.5}} | {"steps": 120, "measured": 3})
+    )
     write_environment(folder, "cpu", ["freespace", "train", "--data", "my data"])
     write_environment(folder, "cuda", ["freespace", "train", "--data", "my data"])
     image = np.full((1, 24, 32, 3), 90, np.uint8)
@@ -207,6 +209,7 @@ def test_report_says_what_the_run_did(run: Path) -> None:
         "0.9500",  # the best IoU, of epoch 2
         "0.9300",  # the last
         "The gradient vanishes in stem.0.",
+        "Measured at 3 of the 120 steps of the last phase. These are few",
         "freespace train --data 'my data'",
         "Started 2 times",
         "IoU on dev",

@@ -29,7 +29,7 @@ from perception.synthetic.view import View
 U8 = NDArray[np.uint8]
 MS = 1_000_000
 DEFAULT = StabiliseConfig()
-FALL, RISE = 0.3 * 127.5, 0.9 * 127.5  # the play in grey levels at a threshold of 0.5
+FALL, RISE = 0.4 * 127.5, 0.9 * 127.5  # the play in grey levels at a threshold of 0.5
 
 
 def plane(score: float, shape: tuple[int, int] = (4, 6)) -> U8:
@@ -47,10 +47,10 @@ def results(
 def test_numbers_worked_out_by_hand() -> None:
     """One time constant, 250 ms, from frame to frame: what is held shrinks to 1 / e.
 
-    200, then 150: (200 - 150) / e = 18.4 held, gives 168.4. Then 0: 168.4 / e = 62 would be held, the play allows 38.25.
-    Then 20: 18.25 / e = 6.7, gives 26.7. Then 255: (26.7 - 255) / e = -84, gives 171.
+    200, then 150: (200 - 150) / e = 18.4 held, gives 168.4. Then 0: 168.4 / e = 62 would be held, the play allows 51.
+    Then 20: 31 / e = 11.4, gives 31.4. Then 255: (31.4 - 255) / e = -82.3, gives 172.7.
     """
-    assert results([200, 150, 0, 20, 255], [0, 250, 500, 750, 1000]) == [200, 168, 38, 27, 171]
+    assert results([200, 150, 0, 20, 255], [0, 250, 500, 750, 1000]) == [200, 168, 51, 31, 173]
     assert results([0, 255], [0, 10]) == [0, round(255 - RISE)]  # -255 exp(-0.04) = -245 is more than the play
 
 
@@ -113,7 +113,7 @@ def test_promises_hold_for_any_scores(seed: int, threshold: float, drivable: flo
 def test_false_drivable_ends_within_its_bound(fps: int, below: float) -> None:
     """Surely drivable, then for ever a little below the threshold: the side changes when the formula says, give or take a
     frame; the formula is worked out anew here."""
-    bound_s = 0.25 * math.log(0.3 * 127.5 / below)
+    bound_s = 0.25 * math.log(FALL / below)
     assert Stabiliser(DEFAULT).longest_false_s(below) == pytest.approx(bound_s)
     count = 2 * fps
     steady = results([255] * 3 + [127.5 - below] * count, [1000 * i / fps for i in range(3 + count)])
@@ -201,7 +201,7 @@ def test_outlines_of_moving_edges_stay_straight_and_lag_no_more_than_the_play(th
     """An edge that moves by fractions of a pixel: a straight line before, a straight line after, no stairs."""
     stabiliser = Stabiliser(DEFAULT, threshold)
     level = level_of(threshold)
-    towards_obstacle, towards_ground = 0.3 * level / SLOPE, 0.9 * (255 - level) / SLOPE
+    towards_obstacle, towards_ground = 0.4 * level / SLOPE, 0.9 * (255 - level) / SLOPE
     offsets = [*np.arange(0, 12, 0.37), *np.arange(12, -12, -0.37)]
     for i, offset in enumerate(offsets):
         scores = slanted(offset)

@@ -50,8 +50,7 @@ def open_camera(address: Address, capture: CaptureConfig) -> Connection:
     """Open a V4L2 device and ask of it what ``capture`` asks.
 
     Raises:
-        BadInput: there is no such device, it may not be read, or it is no camera.
-        FreespaceError: it is busy.
+        BadInput: there is no such device, it may not be read, is no camera, or another program has it.
     """
     check_device(address)
     if capture.pixel_format is not None and (len(capture.pixel_format) != 4 or not capture.pixel_format.isascii()):

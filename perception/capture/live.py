@@ -103,8 +103,8 @@ class LiveSource(Source):
     """Frames of a connection that is opened again whenever it breaks off, hangs, or sends what cannot be decoded.
 
     ``seq`` counts every picture that came, also those that nobody took and those that could not be decoded; both count as
-    ``dropped`` from the moment at which `frames` is iterated. Only the newest picture waits to be
-    taken, and none is shown twice.
+    ``dropped`` from the moment at which `frames` is iterated. Only the newest picture waits to be taken, and none is taken
+    twice.
 
     Raises:
         BadInput: the first attempt showed that there can be no such source.
@@ -192,9 +192,10 @@ class LiveSource(Source):
         self._end(None)
         self._slot.abort()
         with self._changed:
-            for attempt in self._attempts:
+            left = [attempt for attempt in self._attempts if not attempt.abandoned]
+            for attempt in left:
                 attempt.abandoned = True
-            self._changed.wait_for(lambda: not self._attempts, CLOSING_S)
+            self._changed.wait_for(lambda: all(attempt.finished for attempt in left), CLOSING_S)
 
     # -- One connection: in its own thread --
 
@@ -244,6 +245,8 @@ class LiveSource(Source):
                 self._seq += 1
                 self._lose(came.reason)
             elif came is not None:
+                if self._failures:
+                    self._remark(f"{self.uri}: pictures come again, after {attempt.heard - self._since:.1f} s")
                 attempt.seen = self._since = attempt.heard
                 self._failures, self._good, self.trouble = 0, True, None
                 if self._taken and self._seq % self._selection.every == 0:
@@ -302,7 +305,7 @@ class LiveSource(Source):
         """When there is something wrong with ``attempt`` unless more comes, what, and whether it is left then."""
         opening_s, reading_s = self._capture.open_timeout_s, self._capture.read_timeout_s
         if attempt.opened is None:
-            text = f"{self.uri}: no answer in {opening_s:g} s"
+            text = f"{self.uri}: cannot be opened: no answer in {opening_s:g} s"
             return attempt.begun + opening_s, Cause(Code.UNREACHABLE, text), True
         if attempt.heard is None:  # a camera may take its time for the first picture
             text = f"{self.uri}: no picture within {opening_s:g} s of its opening"
@@ -379,9 +382,10 @@ def pause(capture: CaptureConfig, failures: int, chance: random.Random) -> float
 
 
 def keep_latest(problems: list[str], text: str) -> None:
-    """Add to a list that lives for hours."""
-    problems.append(text)
-    del problems[:-MOST_PROBLEMS]
+    """Add to a list that lives for hours, unless it was said last."""
+    if problems[-1:] != [text]:
+        problems.append(text)
+        del problems[:-MOST_PROBLEMS]
 
 
 def differences(shown: str, capture: CaptureConfig, **given: str | float | None) -> tuple[str, ...]:

@@ -22,6 +22,8 @@ from perception.errors import BadInput, FreespaceError
 # What FFmpeg puts together from pieces: a packet comes out when the first piece of the next one has come in.
 ASSEMBLED = ("h264", "hevc")
 DRIFT = 1e-3  # of two clocks, seconds a second
+MOST_WAITING = 32  # packets whose pictures have not come out yet
+MOST_AT_ONCE = 100  # pictures that may have waited for a stream to be opened
 FARTHEST_BEHIND_S = 2.0  # a stream so late does not catch up; begun anew it is up to date
 LONGEST_GAP_S = 1.0  # between pictures of a paced stream
 END_S = 1.0  # so near to its promised end a recording is over, not broken off
@@ -60,16 +62,18 @@ class StreamConnection(Connection):
             self._pace = Pace(LONGEST_GAP_S) if self._length_s > 0 or "hls" in format_name else None
             self._lag = Lag() if address.kind == "rtsp" else None
             self._assembled = address.kind == "rtsp" and self._codec.name in ASSEMBLED
-            by = "hardware" if self._codec.is_hwaccel else "software"
+            by = accelerator()[0] if self._codec.is_hwaccel else "software"
             paced = ", at its own pace" if self._pace else ""
             self.detail = f"{format_name}, {self._codec.name} {width}x{height}, decoded by {by}{paced}"
         except BaseException:
             self._container.close()
             raise
+        self._read_timeout_s = capture.read_timeout_s
         self._over = threading.Event()
         self._ready: deque[Grab] = deque()
         self._key_awaited, self._begun = True, False
         self._packet_before: tuple[int, int] | None = None
+        self._arrivals: dict[int | None, tuple[int, int]] = {}  # by time stamp: pictures may come out in another order
         self._media_ns = 0
 
     @staticmethod
@@ -83,27 +87,31 @@ class StreamConnection(Connection):
             options["rtsp_transport"] = capture.transport
             if capture.transport == "udp":
                 options["max_delay"] = "100000"  # microseconds that a lost packet is waited for
-        hardware = accelerator() if capture.hardware else None
+        timeout = capture.open_timeout_s, capture.read_timeout_s
+        hardware = accelerator()[1] if capture.hardware else None
+        begun = time.perf_counter()
         try:
-            return av.open(
-                address.target, timeout=(capture.open_timeout_s, capture.read_timeout_s), options=options, hwaccel=hardware
-            )
+            return av.open(address.target, timeout=timeout, options=options, hwaccel=hardware)
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise FreespaceError(reason(error)) from error
+            # What FFmpeg says when PyAV's clock ends it is another thing for each protocol.
+            late = time.perf_counter() - begun >= capture.open_timeout_s
+            text = f"no answer in {capture.open_timeout_s:g} s" if late else reason(error)
+            raise FreespaceError(text) from None  # the error itself holds the address
 
     def read(self) -> Grab | Lost | None:
         if self._ready:
             return self._ready.popleft()
         import av
 
+        begun = time.perf_counter()
         try:
             packet = next(self._packets)
         except (StopIteration, av.error.EOFError):
             raise self._end() from None
-        except av.error.ExitError as error:  # by PyAV's clock
-            raise TimeoutError from error
         except av.error.FFmpegError as error:
-            raise FreespaceError(reason(error)) from error
+            if time.perf_counter() - begun >= self._read_timeout_s:
+                raise TimeoutError from None
+            raise FreespaceError(reason(error)) from None
         arrived = now = (time.time_ns(), time.perf_counter_ns())
         if packet.size == 0:
             raise self._end()
@@ -128,12 +136,14 @@ class StreamConnection(Connection):
         if any(picture.is_corrupt for picture in pictures):
             return self._lost("parts of it are missing")
         decode_ms = (time.perf_counter_ns() - begun) / 1e6
-        for picture in pictures:
-            self._ready.append(self._grab(picture, arrived, decode_ms))
-        if not self._ready:
-            return None
-        self._begun = True
-        return self._ready.popleft()
+        self._arrivals[packet.pts] = arrived
+        if len(self._arrivals) > MOST_WAITING:
+            self._arrivals.pop(next(iter(self._arrivals)))
+        grabs = [self._grab(picture, self._arrivals.pop(picture.pts, arrived), decode_ms) for picture in pictures]
+        if self._lag is None or self._lag.caught_up:
+            self._begun = self._begun or bool(grabs)
+            self._ready.extend(grabs)
+        return self._ready.popleft() if self._ready else None
 
     def _grab(self, picture: Any, arrived: tuple[int, int], decode_ms: float) -> Grab:
         stamp_ns, grabbed_ns = arrived
@@ -166,11 +176,17 @@ class StreamConnection(Connection):
 
 
 class Lag:
-    """How much later than the least delayed one before it a picture arrives, by the sender's clock."""
+    """How much later than the least delayed one before it a picture arrives, by the sender's clock.
+
+    Attributes:
+        caught_up: whether pictures come at the pace at which they were taken. The first ones have waited for the stream to be
+            opened, nobody knows how long.
+    """
 
     def __init__(self) -> None:
+        self.caught_up = False
         self._least_ns: float | None = None
-        self._last_ns = 0
+        self._seen = self._last_ns = self._arrived_ns = 0
 
     def late_ns(self, arrived_ns: int, media_ns: int) -> int:
         """Nanoseconds, 0 or more. ``media_ns``: the sender's time stamp; where it goes back, one begins anew."""
@@ -178,8 +194,11 @@ class Lag:
         if self._least_ns is None or media_ns < self._last_ns:
             self._least_ns = delay_ns
         else:
-            self._least_ns = min(delay_ns, self._least_ns + DRIFT * (media_ns - self._last_ns))
-        self._last_ns = media_ns
+            passed_ns = media_ns - self._last_ns
+            self._least_ns = min(delay_ns, self._least_ns + DRIFT * passed_ns)
+            if arrived_ns - self._arrived_ns >= passed_ns / 2 or self._seen > MOST_AT_ONCE:
+                self.caught_up = True
+        self._last_ns, self._arrived_ns, self._seen = media_ns, arrived_ns, self._seen + 1
         return round(delay_ns - self._least_ns)
 
 
@@ -191,7 +210,7 @@ class WebVideo(VideoSource):
         try:
             super().__init__(address.shown, selection)
         except BadInput as error:
-            raise BadInput(address.cleaned(str(error))) from error
+            raise BadInput(address.cleaned(str(error))) from None
 
     def _open(self) -> None:
         import av
@@ -209,20 +228,19 @@ class WebVideo(VideoSource):
 
 
 @functools.cache
-def accelerator() -> Any:
-    """PyAV's hardware decoding for this machine; None where there is none that starts."""
+def accelerator() -> tuple[str, Any]:
+    """Name and PyAV's description of this machine's hardware for decoding; ``("", None)`` where there is none that starts."""
     import av
-    from av.codec.hwaccel import HWAccel, hwdevices_available
+    from av.codec import hwaccel
 
-    for name in hwdevices_available():
-        if name not in likely():
-            continue
-        try:
-            HWAccel(name).create(av.Codec("h264", "r"))
-            return HWAccel(name, allow_software_fallback=True)
-        except (av.error.FFmpegError, OSError, NotImplementedError, ValueError, RuntimeError):
-            continue
-    return None
+    for name in hwaccel.hwdevices_available():
+        if name in likely():
+            try:
+                hwaccel.HWAccel(name).create(av.Codec("h264", "r"))
+                return name, hwaccel.HWAccel(name, allow_software_fallback=True)
+            except (av.error.FFmpegError, OSError, NotImplementedError, ValueError, RuntimeError):
+                continue
+    return "", None
 
 
 def likely() -> set[str]:

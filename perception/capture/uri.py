@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, unquote, urlsplit
@@ -17,11 +17,12 @@ RECORDED = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", "
 HIDDEN = "…"
 SHORTEST_SECRET = 3  # characters: anything shorter would be found in every other word
 
-SCHEME = r"[A-Za-z][A-Za-z0-9+.-]+:/+"
+SCHEME = r"[A-Za-z][A-Za-z0-9+.-]+://?"
 WHOLE = re.compile(rf"(?P<scheme>{SCHEME})(?P<rest>.*)", re.DOTALL)
-# Within a text an address ends at a space, or with the quotes around it.
-QUOTED = re.compile(rf"(?P<quote>[\"'])(?P<scheme>{SCHEME})(?P<rest>.*?)(?P=quote)", re.DOTALL)
-WITHIN = re.compile(rf"(?P<scheme>{SCHEME})(?P<rest>\S*)")
+# Within a text an address ends with the quotes around it, or at a space.
+WITHIN = re.compile(
+    rf"(?P<quote>[\"'])(?P<quoted>{SCHEME})(?P<inner>.*?)(?P=quote)|(?P<scheme>{SCHEME})(?P<rest>\S*)", re.DOTALL
+)
 # Of GStreamer elements: user-id, user-pw, proxy-pw, passphrase, …
 SETTING = re.compile(
     r"(?P<name>\b[\w-]*(?:user|login|pw|pass|pwd|secret|token|key|cookie|headers?)[\w-]*\s*=\s*)(?:\([^)]*\)\s*)?"
@@ -42,7 +43,7 @@ class Address:
     """
 
     kind: Kind
-    target: str
+    target: str = field(repr=False)
     shown: str
 
     @property
@@ -141,9 +142,13 @@ def redacted(text: str, whole: bool = True) -> str:
     if whole and match is None:  # rtsp:// forgotten?
         return re.sub(r"^[^/]*:.*@", HIDDEN, text, flags=re.DOTALL)
     head, body = (match["scheme"], match["rest"]) if match else ("", text)
-    body = QUOTED.sub(lambda m: m["quote"] + m["scheme"] + without_secrets(m["rest"]) + m["quote"], body)
-    body = WITHIN.sub(lambda m: m["scheme"] + without_secrets(m["rest"]), body)
-    return head + SETTING.sub(lambda m: m["name"] + HIDDEN, body)
+    return head + SETTING.sub(lambda m: m["name"] + HIDDEN, WITHIN.sub(hide, body))
+
+
+def hide(match: re.Match[str]) -> str:
+    if mark := match["quote"]:
+        return mark + match["quoted"] + without_secrets(match["inner"]) + mark
+    return match["scheme"] + without_secrets(match["rest"])
 
 
 def without_secrets(rest: str) -> str:

@@ -43,6 +43,7 @@ class JsonlSink(Sink):
         self.last: Freespace | None = None
         self._shift: int | None = None
         self._files: list[Path] = []  # finished
+        self._synced = time.monotonic()
         self._number = 1
         if self._limit is not None:
             if overwrite:
@@ -101,7 +102,6 @@ class JsonlSink(Sink):
                 _, self._whole = last_line(self._part)
                 os.truncate(self._part, self._whole)
         self._file = open(self._part, "ab" if self._append else "wb")  # noqa: SIM115 - lives as long as the sink
-        self._synced = time.monotonic()
 
     def _finish(self) -> None:
         if not self._file.closed:
@@ -116,8 +116,14 @@ class JsonlSink(Sink):
         if self.last is None:
             return result
         if result.clock == "media":  # of a recording: its own numbers say which frame it is
-            return result if (result.source, self.last.clock) != (self.last.source, "media") or result.seq > self.last.seq else None
-        if self._shift is None:
+            return (
+                result
+                if (result.source, self.last.clock) != (self.last.source, "media") or result.seq > self.last.seq
+                else None
+            )
+        if result.seq < 0:  # before the first frame of this run, so after the last one of the run before
+            return replace(result, seq=self.last.seq, dropped=result.dropped + self.last.dropped)
+        if self._shift is None:  # 0 where the run itself numbers on
             self._shift = self.last.seq + 1 if result.seq <= self.last.seq else 0
         if not self._shift:
             return result

@@ -29,13 +29,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from engine.preprocess import Resampling, fit, resample
 from perception.errors import tell
 from perception.freespace import Freespace, Polygon
 from perception.overlay import draw, label
@@ -255,14 +255,13 @@ def judged(result: Freespace | None, status: Status) -> Freespace | None:
 
 def paint(output: Output, result: Freespace, age_s: float, width: int) -> bytes:
     """JPEG of the frame with ``result``, at most ``width`` pixels wide; in grey with its age where that is not valid."""
-    image = output.frame.image
-    scale = min(1.0, width / image.shape[1])
-    if scale < 1:
-        height = max(1, round(image.shape[0] * scale))
-        image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    columns, rows = output.frame.size
+    columns, rows = min(columns, width), max(1, round(rows * min(1, width / columns)))
+    view = fit(output.frame.size, (columns, rows), "stretch")
+    image = np.empty((rows, columns, 3), np.uint8)
+    resample(output.frame.image, view, image)
     if result.valid:
-        factors = np.array([image.shape[1], image.shape[0]]) / output.frame.size
-        image = draw(image, replace(result, polygons=[resized(polygon, factors) for polygon in result.polygons]))
+        image = draw(image, replace(result, polygons=[seen(polygon, view) for polygon in result.polygons]))
     else:
         grey = (0.6 * np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY))).astype(np.uint8)
         image = np.repeat(grey[:, :, None], 3, axis=2)
@@ -271,9 +270,9 @@ def paint(output: Output, result: Freespace, age_s: float, width: int) -> bytes:
     return np.asarray(jpeg).tobytes()
 
 
-def resized(polygon: Polygon, factors: NDArray[np.float64]) -> Polygon:
-    """``polygon`` in an image whose sides are ``factors`` times as long; (0, 0) is the centre of a pixel in both."""
-    exterior, *interiors = ((ring + 0.5) * factors - 0.5 for ring in polygon.rings)
+def seen(polygon: Polygon, view: Resampling) -> Polygon:
+    """``polygon`` in the pixels of the smaller picture."""
+    exterior, *interiors = map(view.input_from_frame, polygon.rings)
     return replace(polygon, exterior=exterior, interiors=interiors)
 
 
