@@ -10,6 +10,8 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "perception/__init__.py").read_text(encoding="utf-8"))
 assert VERSION
+FOXGLOVE = ["foxglove-sdk>=0.30"]
+RERUN = ['rerun-sdk>=0.41; python_version >= "3.11"']
 WEB = ["starlette>=0.40", "uvicorn>=0.30", "prometheus-client>=0.20"]
 RTX = ("tensorrt-rtx-cu13-libs>=1.7", "tensorrt-rtx-cu13-bindings>=1.7")
 PC = 'platform_machine == "x86_64" and sys_platform == "linux"'
@@ -57,6 +59,8 @@ setup(
             "matplotlib>=3.8",  # curves in a run's report
         ],
         "web": WEB,  # --serve and --metrics
+        "foxglove": FOXGLOVE,  # --mcap
+        "rerun": RERUN,  # --rerun and --view rerun
         "tensorboard": ["tensorboard>=2.16"],
         "tensorrt": ["tensorrt>=10.3", "pycuda>=2024.1"],
         "rtx": [*(f"{package}; {PC}" for package in RTX), "pycuda>=2024.1"],
@@ -65,6 +69,10 @@ setup(
             "tensorboard>=2.16",
             "hypothesis>=6.100",
             *WEB,
+            *FOXGLOVE,
+            *RERUN,
+            "mcap>=1.6",  # reads the recordings back
+            "mcap-protobuf-support>=0.6",
             "selenium>=4.20",  # looks at the page with a real browser, where there is one
             "ruff",
             "mypy",

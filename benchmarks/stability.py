@@ -6,7 +6,8 @@ Rendered drives have an exact truth. They are rendered at 640x360 and then shake
 `spoilt`): pictures and truth are shaken alike, so that the truth trembles, too, and its own figures are what no filter should
 get below by much. Of clips there is no truth; the first seconds of each are taken.
 
-The settings were chosen on the drives of ``--tuning`` and on other clips than those reported.
+The settings were chosen on the drives of ``--tuning``, on challenge01 and project_video02 of the demo's footage, and on shaken
+photographs of CamVid and IDD; the results kept are of other drives and clips.
 """
 
 from __future__ import annotations

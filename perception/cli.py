@@ -106,6 +106,9 @@ def run(
     mcap: Annotated[Optional[str], typer.Option(help="Recording to write for Foxglove (.mcap).")] = None,
     rerun: Annotated[Optional[str], typer.Option(help="Recording to write for Rerun (.rrd).")] = None,
     view: Annotated[Optional[str], typer.Option(help="rerun: show the results live in its viewer.")] = None,
+    append: Annotated[
+        Optional[bool], typer.Option("--append", help="Go on with the polygon file of the run before; recordings: a new file.")
+    ] = None,
     rotate_mb: Annotated[Optional[float], typer.Option(help="Begin a new polygon file after so many megabytes.")] = None,
     state: Annotated[Optional[str], typer.Option(help="File that the next start goes on from (.json).")] = None,
 ) -> None:
@@ -147,6 +150,7 @@ def run(
             "output.mcap": mcap,
             "output.rerun": rerun,
             "output.view": view,
+            "output.append": append,
             "output.rotate_mb": rotate_mb,
         },
     )

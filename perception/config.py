@@ -109,6 +109,9 @@ class OutputConfig(Section):
     serve: str | None = None  # HOST:PORT of the web page
     metrics: str | None = None  # HOST:PORT of Prometheus metrics
     token: str | None = None  # asked of whoever wants the web page or metrics; needed unless they are for this machine alone
+    image_width: Annotated[int, Field(gt=0)] | None = 640  # of the pictures in MCAP and Rerun; None keeps the frame's
+    image_quality: Annotated[int, Field(ge=1, le=100)] = 75  # of these, as JPEG
+    append: bool = False  # go on where the run before ended
     rotate_mb: Annotated[float, Field(gt=0)] | None = None  # begin a new polygon file after so many megabytes
     overwrite: bool = False
     show: bool = False

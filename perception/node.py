@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import cv2
@@ -33,6 +33,7 @@ from perception.stability import Stability, StabilityFigures
 from perception.timing import Stages
 from perception.workers import CaptureThread, SinkThread, WatchdogThread
 
+DEFAULTS = Config()
 FRAMES_AHEAD = 3  # of a recording
 WAKE_S = 0.1  # how often a waiting loop looks whether it has been stopped
 SINK_CLOSING_S = 30.0  # a live run does not wait longer for an output to be finished
@@ -160,6 +161,18 @@ class Interpreter:
                 memory.reset()
 
 
+def process(source: Source, engine: Engine, config: Config = DEFAULTS) -> Iterator[Output]:
+    """Each frame of ``source`` with its result, one after the other in the caller's thread: as `run`, without threads."""
+    monitor = Monitor(source, config.loop, is_live(source, config))
+    interpreter = Interpreter(config, engine, source, monitor)
+    for frame in source.frames():
+        started = time.perf_counter_ns()
+        engine.submit([frame.image])
+        output = interpreter.read(frame, started, 0)
+        monitor.published(output.result, frame)
+        yield output
+
+
 def run(
     source: Source,
     engine: Engine,
@@ -189,7 +202,7 @@ def run(
     capture = CaptureThread(source, waiting)
     writers = [SinkThread(sink, summary.stages, monitor) for sink in sinks]
     memory = next((sink for sink in sinks if isinstance(sink, service.Memory)), None)
-    first_seq = memory.first_seq if memory else 0
+    first_seq = memory.first_seq if memory and live else 0  # the frames of a recording have numbers of their own
     publishing = threading.Lock()
 
     def publish(output: Output) -> None:
@@ -303,7 +316,7 @@ def without_frame(verdict: Verdict, monitor: Monitor, source: Source, engine: En
         source=source.uri,
         frame_id=newest.frame_id if newest else "camera",
         stamp_ns=newest.stamp_ns if newest else 0,
-        clock=newest.clock if newest else "system",
+        clock=newest.clock if newest else source.clock,
         size=newest.size if newest else (0, 0),
         valid=False,
         state=verdict.state,

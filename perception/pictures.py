@@ -22,7 +22,8 @@ CELLS = (40, 24)  # of 4 x 4 of them, so that noise averages out
 BLOCKS = (20, 12)  # of 2 x 2 cells: is anything to be seen there?
 NEIGHBOURS = (9, 9)  # cells around a cell, in comparison with which it is bright or dark
 SATURATED = 250  # grey level
-FLAT, FLAT_DARK = 2 / 150, 0.7  # deviation in a block that shows nothing: of the brightest, to 150; grey levels, at least
+# Deviation in a block that shows nothing: relative to the brightest part, of at most so many levels, but at least so many.
+FLAT, FLAT_BRIGHT, FLAT_LEAST = 1.6 / 150, 150.0, 0.7
 
 # Quantiles of |x| for x of a normal distribution with deviation 1.
 HALF_OF_NOISE, MOST_OF_NOISE = 0.6745, 2.968
@@ -52,8 +53,9 @@ class Measures:
         level: grey level that the brightest hundredth of the picture reaches, 0 to 255; noise and single pixels left out.
         saturated: fraction of it at level 250 or more.
         flat: fraction of its blocks that show nothing but noise and slow shades.
-        sharpness: how strong the finest details are, relative to the strongest coarse contrast: 0.4 to 1.2 by day, less
-            than 0.1 if a point is smeared over 5 % of the picture's width. None where contrast is lacking, or hidden in noise.
+        sharpness: how strong the finest details are, relative to the strongest coarse contrast: 0.4 to 1.5 by day, about
+            0.1 or less where a point is smeared over 3 % of the picture's width. None where contrast is lacking, or hidden
+            in noise.
         structure: float32 ``(24 * 40,)``, the picture's local contrast, normalised: what stays as the light changes.
     """
 
@@ -87,7 +89,7 @@ def _flat(cells: Grey, level: float, noise: float) -> float:
 
     Slow shades are taken off first: a hand in front of the lens has them. Of a dark picture less contrast is expected.
     """
-    least = max(FLAT_DARK, FLAT * min(level, 150.0))
+    least = max(FLAT_LEAST, FLAT * min(level, FLAT_BRIGHT))
     real = cells.astype(np.float32)
     detail = real - cv2.blur(real, (3, 3))
     variance = cv2.resize(detail * detail, BLOCKS, interpolation=cv2.INTER_AREA)

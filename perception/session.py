@@ -46,6 +46,8 @@ def run_session(uri: str, config: Config, stop: threading.Event, reload: Reload 
     """
     capture = config.capture
     check_outputs(config.output, uri)
+    if config.output.append and capture.loop:
+        raise BadInput("--append and --loop exclude each other: a recording's frames are told apart by their numbers")
     with (
         open_source(uri, capture) as source,
         open_configured(config.engine, throughput=not is_live(source, config)) as engine,
@@ -162,11 +164,11 @@ def print_summary(summary: Summary, sinks: list[Sink]) -> None:
     """Frames, rate, drops, percentiles per stage and what was written, on stdout."""
     state = "interrupted after" if summary.interrupted else "done:"
     print(f"{state} {summary.frames} frames in {summary.wall_s:.1f} s, {summary.fps:.1f} FPS, {summary.dropped} dropped")
-    for line in remarks(summary):
-        print(line)
     print(f"{'stage, ms':<14}" + "".join(f"{'p' + str(p):>9}" for p in PERCENTILES))
     for stage, values in summary.stages.percentiles().items():
         print(f"{stage:<14}" + "".join(f"{values[p]:9.2f}" for p in PERCENTILES))
+    for line in remarks(summary):
+        print(line)
     written = [sink.made for sink in sinks if sink.made]
     for line in written:
         print(f"wrote {line}")

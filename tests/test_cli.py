@@ -65,7 +65,7 @@ def test_run_writes_everything_and_says_what_it_did(tmp_path: Path, cli: Cli, ti
     lines = done.stdout.splitlines()
     assert lines[0].startswith("done: 10 frames in ")
     assert lines[0].endswith(" FPS, 0 dropped")
-    stages = [line.split()[0] for line in lines[2:] if not line.startswith("wrote")]
+    stages = [line.split()[0] for line in lines[2:] if not line.startswith(("wrote", "steadiness:"))]
     assert stages[:5] == ["decode", "preprocess", "infer", "postprocess", "total"]
     assert set(stages[5:]) == {"video", "mask", "contactsheet", "jsonl"}
     assert {line for line in lines if line.startswith("wrote ")} == {

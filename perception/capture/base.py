@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from perception.causes import Cause
-from perception.frame import Frame
+from perception.frame import Clock, Frame
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Source(ABC):
         detail: one phrase: how it is read, for example what decodes it.
         continuous: whether frame follows frame, as in a video; of separate images nothing is known from those before.
         reconnections: how often it had to be opened again.
+        clock: of the stamps.
     """
 
     uri: str
@@ -53,6 +54,7 @@ class Source(ABC):
     detail: str = ""
     continuous: bool = True
     reconnections: int = 0
+    clock: Clock = "media"
 
     @abstractmethod
     def frames(self) -> Iterator[Frame]:

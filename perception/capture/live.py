@@ -124,7 +124,9 @@ class LiveSource(Source):
             connect: opens one connection. Raises BadInput: there can be none; any other Exception: not now.
             chance: where the jitter comes from.
         """
-        super().__init__(address.shown, live=True, trouble=Cause(Code.STARTING, f"{address.shown}: is being opened"))
+        super().__init__(
+            address.shown, live=True, clock="system", trouble=Cause(Code.STARTING, f"{address.shown}: is being opened")
+        )
         if capture.start_s:
             raise BadInput(f"{self.uri}: is live, it cannot begin at {capture.start_s:g} s; leave the start out")
         self._address, self._capture, self._connect = address, capture, connect

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from perception.config import Config, OutputConfig
 from perception.errors import BadInput
 from perception.sinks.base import Output, Sink, check_output, make_folder, part_of
+from perception.sinks.jsonl import check_series
 from perception.status import Status
 
 __all__ = ["Output", "Sink", "check_output", "check_outputs", "open_sinks"]
@@ -17,17 +19,28 @@ def check_outputs(output: OutputConfig, source: str) -> None:
     """Make sure before any work that every output can be written and none would replace the source.
 
     Raises:
-        BadInput: an output exists already and ``overwrite`` is off, cannot be written, or is the source itself.
+        BadInput: an output exists already and neither ``overwrite`` nor ``append`` is on, cannot be written, or is the source.
     """
-    files = [Path(name) for name in (output.video, output.polygons, output.contact_sheet) if name]
+    names = (output.video, output.polygons, output.contact_sheet, output.mcap, output.rerun)
+    files = [Path(name) for name in names if name]
     origin = Path(source)
     for file in files:
         for written in (file, part_of(file)):
             if same(written, origin) or (written.exists() and same(written.parent, origin)):
                 raise BadInput(f"{written}: is the source itself or one of its images; choose another output")
-        check_output(file, output.overwrite)
     if len({file.absolute() for file in files}) < len(files):
         raise BadInput(f"{files[0]}: two outputs cannot share a file; give each its own name")
+    rotated = output.rotate_mb is not None
+    for name, numbered in (
+        (output.polygons, rotated),
+        (output.mcap, rotated or output.append),
+        (output.rerun, output.append),
+    ):
+        if name:
+            check_series(Path(name), output.overwrite, output.append, numbered)
+    for name in (output.video, output.contact_sheet):
+        if name:
+            check_output(Path(name), output.overwrite)
     if output.masks:
         folder = Path(output.masks)
         if folder.exists() and not folder.is_dir():
@@ -49,32 +62,76 @@ def open_sinks(config: Config, fps: float | None, status: Callable[[], Status] =
         status: how the run is doing.
 
     Raises:
-        BadInput: a name does not fit the kind of output, or there is no screen.
+        BadInput: a name does not fit the kind of output, an address or a package is missing, or there is no screen. What was
+            opened until then is closed.
     """
-    output = config.output
     sinks: list[Sink] = []
+    try:
+        for sink in begin_sinks(config, fps, status):
+            sinks.append(sink)
+    except ModuleNotFoundError as error:
+        close_all(sinks)
+        raise BadInput(
+            f"--serve and --metrics need {error.name}, which is not installed; pip install '.[web]' in the project's folder"
+        ) from error
+    except BaseException:
+        close_all(sinks)
+        raise
+    return sinks
+
+
+def begin_sinks(config: Config, fps: float | None, status: Callable[[], Status]) -> Iterator[Sink]:
+    """What fails for want of something comes first, what makes files last. Raises as `open_sinks`, and ModuleNotFoundError."""
+    output = config.output
+    if output.serve:
+        from perception.sinks.web import WebSink
+
+        yield WebSink(output.serve, output.token, status)
+    if output.metrics and output.metrics != output.serve:  # the page has them, too
+        from perception.sinks.metrics import MetricsSink
+
+        yield MetricsSink(output.metrics, output.token, status)
     if output.show:
         from perception.sinks.window import WindowSink
 
-        sinks.append(WindowSink())
-    if output.video:
-        from perception.sinks.video import VideoSink
+        yield WindowSink()
+    if output.view:
+        from perception.sinks.rerun_view import RerunSink
 
-        sinks.append(VideoSink(Path(output.video), fps))
-    if output.masks:
-        from perception.sinks.masks import MaskSink
-
-        sinks.append(MaskSink(Path(output.masks), config.polygons, output.overwrite))
-    if output.contact_sheet:
-        from perception.sinks.contact_sheet import ContactSheetSink
-
-        sinks.append(ContactSheetSink(Path(output.contact_sheet)))
-    if output.polygons:
-        from perception.sinks.jsonl import JsonlSink
-
-        sinks.append(JsonlSink(Path(output.polygons)))
+        yield RerunSink(None, output.image_width, output.image_quality)
     if config.loop.state:
         from perception.service import Memory
 
-        sinks.append(Memory(Path(config.loop.state)))
-    return sinks
+        yield Memory(Path(config.loop.state))
+    if output.video:
+        from perception.sinks.video import VideoSink
+
+        yield VideoSink(Path(output.video), fps)
+    if output.masks:
+        from perception.sinks.masks import MaskSink
+
+        yield MaskSink(Path(output.masks), config.polygons, output.overwrite)
+    if output.contact_sheet:
+        from perception.sinks.contact_sheet import ContactSheetSink
+
+        yield ContactSheetSink(Path(output.contact_sheet))
+    if output.rerun:
+        from perception.sinks.rerun_view import RerunSink
+
+        yield RerunSink(Path(output.rerun), output.image_width, output.image_quality, output.append)
+    if output.mcap:
+        from perception.sinks.recording import McapSink
+
+        yield McapSink(
+            Path(output.mcap), output.image_width, output.image_quality, output.rotate_mb, output.append, output.overwrite
+        )
+    if output.polygons:
+        from perception.sinks.jsonl import JsonlSink
+
+        yield JsonlSink(Path(output.polygons), output.rotate_mb, output.append, output.overwrite)
+
+
+def close_all(sinks: list[Sink]) -> None:
+    for sink in sinks:
+        with suppress(OSError):
+            sink.close()

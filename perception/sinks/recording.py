@@ -32,6 +32,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from engine.preprocess import fit, resample
 from perception.errors import BadInput, FreespaceError
 from perception.frame import Clock
 from perception.freespace import SCHEMA, Freespace, Ring, State
@@ -100,9 +101,9 @@ class McapSink(Sink):
     def write(self, output: Output) -> None:
         from foxglove.messages import CompressedImage
 
-        frame, at = output.frame, output.frame.stamp_ns
+        frame, at = output.frame, max(0, output.frame.stamp_ns)  # the format has none before 0
         jpeg, size = compress(frame.image, self._width, self._quality)
-        self._sizes, self._newest = (frame.size, size), (frame.stamp_ns, frame.grabbed_ns)
+        self._sizes, self._newest = (frame.size, size), (at, frame.grabbed_ns)
         self._image.log(CompressedImage(timestamp=stamp(at), frame_id=frame.frame_id, data=jpeg, format="jpeg"), log_time=at)
         self._report(output.result, at)
 
@@ -189,7 +190,8 @@ def compress(image: NDArray[np.uint8], width: int | None, quality: int) -> tuple
     height_px, width_px = image.shape[:2]
     if width is not None and width_px > width:
         size = (width, max(1, round(height_px * width / width_px)))
-        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+        full, image = image, np.empty((size[1], size[0], 3), np.uint8)
+        resample(full, fit((width_px, height_px), size, "stretch"), image)
     done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise FreespaceError(f"a picture of {width_px} x {height_px} pixels cannot be written as a JPEG")

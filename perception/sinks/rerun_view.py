@@ -22,7 +22,7 @@ from perception.sinks.recording import HOLE_COLOUR, QUALITY, WARNING_COLOUR, WID
 from perception.sinks.video import OutputFile
 
 PORT = 9876  # where a viewer listens
-PATIENCE_S = 2.0  # with a viewer that takes nothing more
+PATIENCE_S = 1.0  # with a viewer that takes nothing more
 LEVELS = {"running": "INFO", "starting": "INFO", "degraded": "WARN"}  # of the text log; ERROR for the others
 
 
@@ -30,9 +30,9 @@ class RerunSink(Sink):
     """Shows results in a viewer on this machine, or writes them to a file, which gets its name when it is closed.
 
     Timelines are ``frame``, the frame's number, and one named after the clock of the stamps: ``media`` (time since the start)
-    or ``system`` (date and time). A viewer that listens already is used, else one is opened; it may be closed at any time. With
-    ``append`` there is a series of files, ``drive.0001.rrd`` and so on, one for each run. A file that was cut off can be
-    opened; it lacks the last second.
+    or ``system`` (date and time). A viewer that listens already is used, else one is opened; it may hang or be closed at any
+    time. With ``append`` there is a series of files, ``drive.0001.rrd`` and so on, one for each run. A file that was cut off
+    can be opened; it lacks the last second.
 
     Args:
         path: the .rrd file; None for a viewer.
@@ -64,6 +64,7 @@ class RerunSink(Sink):
         self._said: tuple[object, ...] = ()
         self._synced = time.monotonic()
         self._empty = True
+        self._hangs = False  # the viewer
         self._file: Spool | None = None
         self._recording: Any = rerun.RecordingStream("freespace")
         if path is None:
@@ -79,6 +80,9 @@ class RerunSink(Sink):
     def write(self, output: Output) -> None:
         import rerun
 
+        if self._hangs:  # what it is sent would only pile up, and then block
+            self._sync()
+            return
         frame = output.frame
         jpeg, size = compress(frame.image, self._width, self._quality)
         self._sizes, self._newest = (frame.size, size), (frame.stamp_ns, frame.grabbed_ns)
@@ -87,6 +91,9 @@ class RerunSink(Sink):
         self._report(output.result)
 
     def write_without_frame(self, result: Freespace) -> None:
+        if self._hangs:
+            self._sync()
+            return
         self._mark(result, said_ns(result, self._newest))
         self._report(result)
 
@@ -103,11 +110,20 @@ class RerunSink(Sink):
             text = " ".join([result.state, *(cause.text for cause in result.causes)])
             self._recording.log("state", rerun.TextLog(text, level=LEVELS.get(result.state, "ERROR")))
             self._said = said
-        if self._file is not None and time.monotonic() - self._synced > SYNC_S:
-            with suppress(RuntimeError):  # not yet all of it; the file knows what is wrong
-                self._recording.flush(timeout_sec=PATIENCE_S)
+        self._sync()
+
+    def _sync(self) -> None:
+        """Once a second: to the disk, or see whether the viewer takes what it is sent."""
+        if time.monotonic() - self._synced < SYNC_S:
+            return
+        try:
+            self._recording.flush(timeout_sec=PATIENCE_S)
+            self._hangs = False
+        except RuntimeError:  # not all of it got through; of a file the spool knows why
+            self._hangs = self._file is None
+        if self._file is not None:
             self._file.sync()
-            self._synced = time.monotonic()
+        self._synced = time.monotonic()
 
     def close(self) -> None:
         with suppress(RuntimeError):  # a viewer that is gone
