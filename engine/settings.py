@@ -43,7 +43,8 @@ def read_settings(kind: type[S], path: Path | None, overrides: dict[str, Any]) -
     try:
         return kind.model_validate(tree, strict=True)
     except ValidationError as error:
-        raise ValueError("; ".join(place(path, overrides, e) + describe(kind, e) for e in error.errors())) from error
+        sentences = (place(path, overrides, e) + describe(kind, e) for e in error.errors())
+        raise ValueError("; ".join(" ".join(sentence.split()) for sentence in sentences)) from error  # keys can hold line ends
 
 
 def place(path: Path | None, overrides: dict[str, Any], error: Any) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.settings import read_yaml
 from perception.config import Config, load_config
@@ -75,3 +78,39 @@ def test_the_launch_file_lists_every_default() -> None:
     assert {k: set(v) for k, v in read_yaml(Config, path).items()} == {
         name: set(type(section).model_fields) for name, section in Config()
     }
+
+
+# -- Whatever stands in the file ---------------------------------------------------------------------------------------
+
+SECTIONS = list(Config.model_fields)
+KEYS = sorted({key for _, section in Config() for key in type(section).model_fields})
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["640x384", "ego"])
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+)
+TREES = st.dictionaries(
+    st.sampled_from(SECTIONS) | st.text(max_size=5),
+    st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=5), VALUES, max_size=4) | VALUES,
+    max_size=4,
+)
+
+
+def taken_or_refused(path: Path) -> None:
+    try:
+        config = load_config(path, {})
+    except BadInput as error:
+        config, said = Config(), str(error)
+        assert (said.startswith(str(path)), "\n" in said) == (True, False), said  # noqa: PT017 - either is right
+    assert isinstance(config, Config)
+
+
+@given(TREES)
+def test_any_tree_is_taken_or_refused_in_one_sentence(tmp_path_factory: pytest.TempPathFactory, tree: object) -> None:
+    taken_or_refused(write(tmp_path_factory.mktemp("tree"), yaml.safe_dump(tree)))
+
+
+@given(st.binary(max_size=60) | st.text("{}[]:,-!&*#|>'\"% \n\tabcengine0.1", max_size=60).map(str.encode))
+def test_any_file_is_taken_or_refused_in_one_sentence(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.mktemp("bytes") / "freespace.yaml"
+    path.write_bytes(data)
+    taken_or_refused(path)
