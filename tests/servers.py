@@ -1,8 +1,9 @@
 """Servers on loopback that send pictures as cameras do, and fail as cameras do: stopped, frozen, garbled, slowed.
 
-Every picture carries the moment at which it was made: its upper half is a row of black and white blocks, the bits of a
-millisecond count, which `age_ms` reads back, also after lossy compression. Its lower half is noise, for the compression to have
-something that can break.
+Every picture carries the moment at which it was made: the upper half of `clock_image` is a row of black and white blocks, the
+bits of a millisecond count, which `age_ms` reads back, also after lossy compression. Its lower half is noise, for the
+compression to have something that can break. `clock_road` is the same for whoever sees only results: its bits are drivable to
+the model of ``conftest.write_model``, so that `made_at` reads the time from polygons.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import socket
 import socketserver
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +32,8 @@ Image = NDArray[np.uint8]
 
 BITS = 16
 WIDTH, HEIGHT = 320, 64
+ROAD_BITS, ROAD_TICK_S = 15, 0.004  # they come round after 131 s
+ROAD_HEIGHT, SKY, MIDDLE = 160, 40, 100  # rows: the sky ends, the second line of bits begins
 SYSTEM_PYTHON = "/usr/bin/python3"
 START_TIMEOUT_S = 20.0
 
@@ -48,6 +52,43 @@ def age_ms(image: Image, stamp_ns: int | None = None) -> float:
     made = sum(int(level > 128) << bit for bit, level in enumerate(blocks))
     stamp = (time.time_ns() if stamp_ns is None else stamp_ns) / 1e6
     return (stamp - made + (1 << (BITS - 1))) % (1 << BITS) - (1 << (BITS - 1))
+
+
+@functools.cache
+def road_with(level: int, scene: int = 0) -> Image:
+    """uint8 BGR ``(160, 320, 3)``: below a sky two lines of 16 blocks, the lower ones drivable where the bit is ``level``, the
+    upper ones where it is not. They differ in red alone, so that they are the same scene to `perception.pictures`. Grey on top
+    changes nothing, and leaves no part without anything to see."""
+    image = np.full((ROAD_HEIGHT, WIDTH, 3), (0, 120, 200), np.uint8)
+    image[MIDDLE:, :, 2] = 0 if level else 200
+    image[SKY:MIDDLE, :, 2] = 200 if level else 0
+    things = np.random.default_rng(scene).integers(0, 50, (ROAD_HEIGHT // 4, WIDTH // 4, 1), np.uint8)
+    return image + np.repeat(np.repeat(things, 4, 0), 4, 1)
+
+
+def clock_road(number: int = 0, other_scene: bool = False) -> Image:
+    """A road that says when it was made; in the other scene everything that was drivable is not, and it looks otherwise."""
+    ticks = int(time.time() / ROAD_TICK_S) % (1 << ROAD_BITS)
+    bits = ticks ^ (1 << BITS) - 1 if other_scene else ticks  # the highest says which scene it is
+    column = WIDTH // BITS
+    blocks = [road_with(bits >> bit & 1, int(other_scene))[:, bit * column : (bit + 1) * column] for bit in range(BITS)]
+    return np.concatenate(blocks, axis=1)
+
+
+def made_at(rings: Sequence[tuple[Image, Sequence[Image]]], about_s: float) -> float | None:
+    """Unix time at which the `clock_road` with these outlines (exterior, holes) was made, in the 131 s around ``about_s``;
+    None where that cannot be read: it is no such picture, or not a whole one."""
+    canvas = np.zeros((ROAD_HEIGHT, WIDTH), np.uint8)
+    for exterior, holes in rings:
+        cv2.fillPoly(canvas, [np.asarray(ring, np.float64).round().astype(np.int32) for ring in (exterior, *holes)], 1)
+    columns = (np.arange(BITS) * 2 + 1) * WIDTH // BITS // 2
+    upper, lower = (canvas[(a + b) // 2, columns].astype(bool) for a, b in ((SKY, MIDDLE), (MIDDLE, ROAD_HEIGHT)))
+    if (upper == lower).any() or canvas[: SKY // 2].any():
+        return None
+    bits = sum(int(bit) << place for place, bit in enumerate(lower))
+    ticks = bits ^ (1 << BITS) - 1 if bits >> ROAD_BITS else bits
+    period_s = ROAD_TICK_S * (1 << ROAD_BITS)
+    return about_s - (about_s - ticks * ROAD_TICK_S + period_s / 2) % period_s + period_s / 2
 
 
 def free_port() -> int:
@@ -186,11 +227,22 @@ from gi.repository import GLib, Gst, GstRtspServer
 Gst.init(None)
 if sys.argv[1:] == ["--check"]:
     sys.exit(0 if all(map(Gst.ElementFactory.find, ("appsrc", "x264enc", "rtph264pay"))) else 1)
-port, fps, width, height, bits, key_every, user, password = sys.argv[1:]
-fps, width, height, bits = int(fps), int(width), int(height), int(bits)
+port, fps, width, height, bits, key_every, user, password, config_every, road, road_bits, road_tick_s = sys.argv[1:]
+fps, width, height, bits, road_bits = int(fps), int(width), int(height), int(bits), int(road_bits)
+pixel_format = "BGR" if road else "GRAY8"
+if road:
+    size, column = 3 * width, 3 * width // bits
+    data = open(road, "rb").read()
+    rows = [data[start:start + size] for start in range(0, len(data), size)]
+    levels = rows[:height], rows[height:]
 
 
 def picture():
+    if road:
+        ticks = int(time.time() / float(road_tick_s)) % (1 << road_bits)
+        return b"".join(
+            levels[ticks >> bit & 1][y][bit * column:(bit + 1) * column] for y in range(height) for bit in range(bits)
+        )
     now = int(time.time() * 1000) % (1 << bits)
     row = b"".join(bytes([255 * (now >> bit & 1)]) * (width // bits) for bit in range(bits))
     noise = bytes(60 + value // 2 for value in os.urandom(width * 4)) * (height // 8)
@@ -214,9 +266,9 @@ factory = GstRtspServer.RTSPMediaFactory()
 factory.set_shared(True)
 factory.set_launch(
     f"( appsrc name=source is-live=true do-timestamp=true format=time "
-    f"caps=video/x-raw,format=GRAY8,width={width},height={height},framerate={fps}/1 ! videoconvert ! video/x-raw,format=I420 "
-    f"! x264enc tune=zerolatency speed-preset=ultrafast bitrate=2000 key-int-max={key_every} "
-    f"! rtph264pay name=pay0 pt=96 config-interval=-1 )"
+    f"caps=video/x-raw,format={pixel_format},width={width},height={height},framerate={fps}/1 ! videoconvert "
+    f"! video/x-raw,format=I420 ! x264enc tune=zerolatency speed-preset=ultrafast bitrate=2000 key-int-max={key_every} "
+    f"! rtph264pay name=pay0 pt=96 config-interval={config_every} )"
 )
 factory.connect("media-configure", configure)
 if user:
@@ -249,10 +301,12 @@ def rtsp_missing() -> str:
 class RtspServer:
     """A server in a process of its own, at ``rtsp://127.0.0.1:PORT/camera``, which the methods stop, freeze and start."""
 
-    def __init__(self, fps: int, key_every: int, user: str, password: str) -> None:
+    def __init__(self, fps: int, key_every: int, user: str, password: str, config_every: int, road: str) -> None:
         self.port = free_port()
         self.url = f"rtsp://127.0.0.1:{self.port}/camera"
-        self._arguments = [fps, WIDTH, HEIGHT, BITS, key_every, user, password]
+        height = ROAD_HEIGHT if road else HEIGHT
+        size, code = (WIDTH, height, BITS), (road, ROAD_BITS, ROAD_TICK_S)
+        self._arguments = [fps, *size, key_every, user, password, config_every, *code]
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
@@ -283,14 +337,32 @@ class RtspServer:
 
 
 @contextmanager
-def rtsp_server(fps: int = 25, key_every: int = 12, user: str = "", password: str = "") -> Iterator[RtspServer]:
-    """H.264 of `clock_image`'s kind over RTSP, by GStreamer; ask `rtsp_missing` first."""
-    server = RtspServer(fps, key_every, user, password)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
+def rtsp_server(
+    fps: int = 25,
+    key_every: int = 12,
+    user: str = "",
+    password: str = "",
+    roads: bool = False,
+    config_every: int = 1,
+    begin: bool = True,
+) -> Iterator[RtspServer]:
+    """H.264 of the kind of `clock_image`, or of `clock_road`, over RTSP, by GStreamer; ask `rtsp_missing` first.
+
+    Args:
+        config_every: seconds after which parameter sets are repeated; -1: before every slice of a key frame, which H.264 does
+            not allow.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".bgr") as levels:
+        if roads:
+            levels.write(road_with(0).tobytes() + road_with(1).tobytes())
+            levels.flush()
+        server = RtspServer(fps, key_every, user, password, config_every, levels.name if roads else "")
+        try:
+            if begin:
+                server.start()
+            yield server
+        finally:
+            server.stop()
 
 
 # -- A bad line in between ---------------------------------------------------------------------------------------------
@@ -330,12 +402,7 @@ class Proxy:
             while data := source.recv(4096):
                 while self.hang.is_set():
                     time.sleep(0.01)
-                if garbled and self.flips:
-                    data = bytes(
-                        byte ^ self._chance.randrange(1, 256) if self._chance.random() < self.flips / 1e6 else byte
-                        for byte in data
-                    )
-                target.sendall(data)
+                target.sendall(self._garbled(data) if garbled and self.flips else data)
                 if self.bytes_per_s < float("inf"):
                     time.sleep(len(data) / self.bytes_per_s)
         for end in (source, target):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 import threading
 import time
@@ -26,6 +27,8 @@ MOST_WAITING = 32  # packets whose pictures have not come out yet
 MOST_AT_ONCE = 100  # pictures that may have waited for a stream to be opened
 FARTHEST_BEHIND_S = 2.0  # a stream so late does not catch up; begun anew it is up to date
 LONGEST_GAP_S = 1.0  # between pictures of a paced stream
+PAUSE, BURST = 3.0, 0.5  # usual periods: a longer gap is one in which something may have piled up, shorter ones are its end
+USUAL_OVER = 50  # pictures
 END_S = 1.0  # so near to its promised end a recording is over, not broken off
 
 
@@ -35,8 +38,9 @@ class StreamConnection(Connection):
     Only whole pictures are shown: the decoder is told to fail rather than to paint over what is missing, and after a loss
     nothing is shown before the next key frame. Slices, not frames, are decoded side by side: those take no time to fill.
 
-    The stamp is the moment at which the picture had arrived, less what it is later than the least delayed one before it
-    (by the sender's time stamps, RTSP only): what has piled up on the way is not taken for new.
+    The stamp is the moment at which the picture had arrived, less what it is later than the least delayed one before it: by the
+    sender's time stamps (RTSP), or, where there are none, by the pauses and bursts in which pictures come. So what has piled up
+    on the way is not taken for new.
     """
 
     def __init__(self, address: Address, capture: CaptureConfig) -> None:
@@ -61,6 +65,7 @@ class StreamConnection(Connection):
             # These come faster than they are to be seen, and in lumps.
             self._pace = Pace(LONGEST_GAP_S) if self._length_s > 0 or "hls" in format_name else None
             self._lag = Lag() if address.kind == "rtsp" else None
+            self._backlog = Backlog() if self._lag is None and self._pace is None else None
             self._assembled = address.kind == "rtsp" and self._codec.name in ASSEMBLED
             by = accelerator()[0] if self._codec.is_hwaccel else "software"
             paced = ", at its own pace" if self._pace else ""
@@ -71,7 +76,7 @@ class StreamConnection(Connection):
         self._read_timeout_s = capture.read_timeout_s
         self._over = threading.Event()
         self._ready: deque[Grab] = deque()
-        self._key_awaited, self._begun = True, False
+        self._key_awaited, self._begun, self._key_before = True, False, False
         self._packet_before: tuple[int, int] | None = None
         self._arrivals: dict[int | None, tuple[int, int]] = {}  # by time stamp: pictures may come out in another order
         self._media_ns = 0
@@ -125,6 +130,14 @@ class StreamConnection(Connection):
 
         if packet.is_corrupt:
             return self._lost("the packet is not whole")
+        key_before, self._key_before = self._key_before, packet.is_keyframe
+        if self._assembled and not begins_picture(bytes(packet), self._codec.name):  # the decoder would not mind
+            if packet.is_keyframe and key_before:
+                raise FreespaceError(
+                    "repeats parameter sets within a key frame, so that its parts are taken for pictures; let the sender "
+                    "repeat them between pictures alone (GStreamer's payloader: config-interval=1), or send a slice a picture"
+                )
+            return self._lost("its beginning is missing")
         if self._key_awaited and not packet.is_keyframe:
             return Lost("a key frame must come first") if self._begun else None
         self._key_awaited = False
@@ -156,6 +169,9 @@ class StreamConnection(Connection):
             late_ns = self._lag.late_ns(grabbed_ns, self._media_ns)
             if late_ns > FARTHEST_BEHIND_S * 1e9:
                 raise FreespaceError(f"fell {late_ns / 1e9:.1f} s behind; the line is too slow for it")
+            stamp_ns, grabbed_ns = stamp_ns - late_ns, grabbed_ns - late_ns
+        elif self._backlog is not None:
+            late_ns = self._backlog.late_ns(grabbed_ns)
             stamp_ns, grabbed_ns = stamp_ns - late_ns, grabbed_ns - late_ns
         return Grab(lambda: upright(picture), stamp_ns, grabbed_ns, decode_ms)
 
@@ -202,6 +218,30 @@ class Lag:
         return round(delay_ns - self._least_ns)
 
 
+class Backlog:
+    """How much later than the others a picture arrives, at most, where the sender does not say when it was taken.
+
+    After a pause what comes first may have waited for as long as the pause lasted. If more comes in a burst it has, and each
+    picture of the burst is a period nearer to now; if the next one comes at the usual pace there was none. Of a line that is
+    always too slow nothing can be known.
+    """
+
+    def __init__(self) -> None:
+        self._arrivals: deque[int] = deque(maxlen=USUAL_OVER)
+        self._late_ns = 0.0
+
+    def late_ns(self, arrived_ns: int) -> int:
+        """Nanoseconds, 0 or more."""
+        before = self._arrivals
+        if len(before) > 1:
+            # A backlog leaves the mean as it is: the burst makes up for the pause.
+            usual_ns, gap_ns = (before[-1] - before[0]) / (len(before) - 1), arrived_ns - before[-1]
+            steady = BURST * usual_ns <= gap_ns <= PAUSE * usual_ns
+            self._late_ns = 0.0 if steady else max(0.0, self._late_ns + gap_ns - usual_ns)
+        before.append(arrived_ns)
+        return round(self._late_ns)
+
+
 class WebVideo(VideoSource):
     """A recording on a web server: as one on disk, every frame with its media time, at whatever pace it can be read."""
 
@@ -225,6 +265,17 @@ class WebVideo(VideoSource):
     def _report_early_end(self, last_ns: int) -> None:
         if self._cut or (self._length_s is not None and last_ns / 1e9 < self._length_s - END_S):
             self.problems.append(f"{self.uri}: broke off after {self._read} frames")
+
+
+def begins_picture(data: bytes, codec: str) -> bool:
+    """Whether the first slice of this H.264 or H.265 packet (Annex B) is the first one of a picture."""
+    header = 1 if codec == "h264" else 2
+    for start in re.finditer(b"\0\0\1", data):
+        unit = data[start.end() : start.end() + header + 1]
+        kind = unit[0] & 31 if codec == "h264" else unit[0] >> 1 & 63
+        if len(unit) > header and (kind in (1, 2, 5) if codec == "h264" else kind < 32):
+            return unit[header] >= 128  # the first bit: first_mb_in_slice is 0, or first_slice_segment_in_pic_flag
+    return True  # there is none
 
 
 @functools.cache
