@@ -16,9 +16,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -85,12 +87,11 @@ def watch(command: list[str], polygons: Path, arguments: argparse.Namespace) -> 
             if process.poll() is not None:
                 raise SystemExit(f"it ended by itself, exit code {process.returncode}")
             time.sleep(0.1)
-        stream = urllib.request.urlopen(f"http://{PAGE}/stream.mjpg") if arguments.watch else None
+        if arguments.watch:
+            threading.Thread(target=read_stream, daemon=True).start()
         began, looks = time.monotonic(), []
         while time.monotonic() - began < arguments.hours * 3600:
             time.sleep(LOOK_S)
-            if stream:
-                stream.read1(1 << 24)
             if process.poll() is not None:
                 raise SystemExit(f"it ended by itself after {time.monotonic() - began:.0f} s, exit code {process.returncode}")
             looks.append(look(process.pid, time.monotonic() - began))
@@ -101,6 +102,13 @@ def watch(command: list[str], polygons: Path, arguments: argparse.Namespace) -> 
         return looks
     finally:
         process.kill()
+
+
+def read_stream() -> None:
+    """Look at the web page's pictures as fast as they come, until there are none."""
+    with suppress(OSError), urllib.request.urlopen(f"http://{PAGE}/stream.mjpg") as stream:
+        while stream.read1(1 << 16):
+            pass
 
 
 def look(pid: int, second: float) -> Look:

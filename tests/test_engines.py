@@ -14,7 +14,7 @@ from engine import BACKENDS, DEFAULT_MODEL, installed, open_engine, read_contrac
 from engine.parity import compare
 from perception.synthetic import render, scene_from_uri
 
-ZOO_LIMIT_BYTES = 8 * 2**20
+ZOO_LIMIT_BYTES = 10_000_000
 
 
 @pytest.fixture(params=BACKENDS)
