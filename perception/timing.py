@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 PERCENTILES = (50, 95, 99)
 
@@ -15,10 +15,15 @@ class Stages:
 
     def __init__(self, window: int = 108_000) -> None:
         self._window = window
-        self._values: dict[str, deque[float]] = {}
+        self._rings: dict[str, NDArray[np.float32]] = {}
+        self._counts: dict[str, int] = {}
 
     def add(self, stage: str, milliseconds: float) -> None:
-        self._values.setdefault(stage, deque(maxlen=self._window)).append(milliseconds)
+        count = self._counts.get(stage, 0)
+        if not count:
+            self._rings[stage] = np.full(self._window, np.nan, np.float32)  # not empty: all its memory is taken now, none later
+        self._rings[stage][count % self._window] = milliseconds
+        self._counts[stage] = count + 1
 
     def add_all(self, milliseconds: Mapping[str, float]) -> None:
         for stage, value in milliseconds.items():
@@ -27,6 +32,12 @@ class Stages:
     def percentiles(self) -> dict[str, dict[int, float]]:
         """Stage -> percentile -> milliseconds, in the order in which the stages first came."""
         return {
-            stage: dict(zip(PERCENTILES, np.percentile(np.array(tuple(values)), PERCENTILES).tolist(), strict=True))
-            for stage, values in list(self._values.items())
+            stage: dict(
+                zip(
+                    PERCENTILES,
+                    np.percentile(self._rings[stage][: min(count, self._window)], PERCENTILES).tolist(),
+                    strict=True,
+                )
+            )
+            for stage, count in list(self._counts.items())
         }
