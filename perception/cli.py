@@ -70,11 +70,11 @@ def options(
 @app.command()
 def run(
     source: Annotated[
-        str,
+        Optional[str],
         typer.Argument(
             help="A video, an image, a folder, 0 or v4l2://, csi://, rtsp://, http(s)://, gstreamer://, synthetic://."
         ),
-    ],
+    ] = None,
     out: Annotated[Optional[str], typer.Option(help="Overlay video to write (.mp4, H.264).")] = None,
     polygons: Annotated[Optional[str], typer.Option(help="Polygons to write, one JSON object per frame (.jsonl).")] = None,
     masks: Annotated[Optional[str], typer.Option(help="Folder for one PNG mask (0/255) per frame.")] = None,
@@ -101,15 +101,18 @@ def run(
     width: Annotated[Optional[int], typer.Option(help="Width asked of a camera.")] = None,
     height: Annotated[Optional[int], typer.Option(help="Height asked of a camera.")] = None,
     fps: Annotated[Optional[float], typer.Option(help="Frames per second asked of a camera.")] = None,
-    serve: Annotated[Optional[str], typer.Option(help="HOST:PORT of a web page with the live overlay.")] = None,
-    metrics: Annotated[Optional[str], typer.Option(help="HOST:PORT of metrics for Prometheus.")] = None,
-    mcap: Annotated[Optional[str], typer.Option(help="Recording to write for Foxglove (.mcap).")] = None,
-    rerun: Annotated[Optional[str], typer.Option(help="Recording to write for Rerun (.rrd).")] = None,
+    serve: Annotated[Optional[str], typer.Option(help="HOST:PORT of a web page with the live overlay; extra web.")] = None,
+    metrics: Annotated[Optional[str], typer.Option(help="HOST:PORT of metrics for Prometheus; extra web.")] = None,
+    mcap: Annotated[Optional[str], typer.Option(help="Recording to write for Foxglove (.mcap); extra foxglove.")] = None,
+    rerun: Annotated[Optional[str], typer.Option(help="Recording to write for Rerun (.rrd); extra rerun.")] = None,
     view: Annotated[Optional[str], typer.Option(help="rerun: show the results live in its viewer.")] = None,
     append: Annotated[
-        Optional[bool], typer.Option("--append", help="Go on with the polygon file of the run before; recordings: a new file.")
+        Optional[bool],
+        typer.Option("--append", help="Go on with the polygon file of the run before; --mcap, --rerun: a further file."),
     ] = None,
-    rotate_mb: Annotated[Optional[float], typer.Option(help="Begin a new polygon file after so many megabytes.")] = None,
+    rotate_mb: Annotated[
+        Optional[float], typer.Option(help="Begin a new polygon or MCAP file after so many megabytes.")
+    ] = None,
     state: Annotated[Optional[str], typer.Option(help="File that the next start goes on from (.json).")] = None,
 ) -> None:
     """Find the drivable area in every frame of SOURCE."""
@@ -121,6 +124,7 @@ def run(
         load_config,
         config,
         {
+            "capture.source": source,
             "output.video": out,
             "output.polygons": polygons,
             "output.masks": masks,
@@ -155,10 +159,12 @@ def run(
         },
     )
     settings = load()
+    if settings.capture.source is None:
+        raise BadInput("what is to be looked at? Give a SOURCE, or capture.source in the --config file")
     from perception.session import Reload, run_session
 
     with stop_on_signal() as stop, reload_on_signal(stop, config is not None) as asked:
-        interrupted = run_session(source, settings, stop, Reload(asked, load, settings))
+        interrupted = run_session(settings.capture.source, settings, stop, Reload(asked, load, settings))
     if interrupted:
         raise typer.Exit(INTERRUPTED)
 

@@ -18,6 +18,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class CaptureConfig(Section):
     """What is taken from the source."""
 
+    source: str | None = None  # as SOURCE on the command line; here, a password in it is not in the list of processes
     start_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 0.0
     duration_s: Annotated[float, Field(gt=0, le=LONGEST_S)] | None = None
     every: Annotated[int, Field(ge=1)] = 1

@@ -65,7 +65,8 @@ class Freespace:
 
     ``latency_ms`` holds milliseconds by stage: ``decode``, ``preprocess``, ``infer``, ``postprocess`` and ``total``, their
     sum with what lies between, without the time the frame waited for its turn. Of a live source there is ``age``, too: from
-    the moment the frame was grabbed to that at which its result was handed to the outputs.
+    the moment the frame was grabbed to that at which its result was handed to the outputs. ``published_ns`` is when that was,
+    Unix time in nanoseconds (0: unknown): the only time that goes on in results without a frame.
     """
 
     seq: int
@@ -82,6 +83,7 @@ class Freespace:
     polygons: list[Polygon]
     latency_ms: dict[str, float]
     causes: list[Cause] = field(default_factory=list)
+    published_ns: int = 0
 
     def __post_init__(self) -> None:
         if not self.valid and self.polygons:
@@ -114,9 +116,9 @@ class Freespace:
                 for p in self.polygons
             ],
             "latency_ms": {k: round(v, 3) for k, v in self.latency_ms.items()},
+            "causes": [cause.to_dict() for cause in self.causes],
+            "published_ns": self.published_ns,
         }
-        if self.causes:
-            data["causes"] = [cause.to_dict() for cause in self.causes]
         return orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY).decode()
 
     @classmethod
@@ -161,6 +163,7 @@ class Freespace:
                 polygons=polygons,
                 latency_ms={stage: typed(latency, stage, float, int) for stage in latency},
                 causes=[Cause(Code(c["code"]), typed(c, "text", str)) for c in data.get("causes", [])],
+                published_ns=typed(data, "published_ns", int) if "published_ns" in data else 0,
             )
         except KeyError as error:
             raise ValueError(f"a {SCHEMA} line needs the key {error}") from error

@@ -59,6 +59,7 @@ class Monitor:
         self._lock = threading.RLock()
         self._began = self._turned = clock()
         self._busy: int | None = None  # since when the network has been at work
+        self._too_late: tuple[int, int] | None = None  # when a frame was found to be so last, and when that was grabbed
         self._newest: Frame | None = None  # that has a result
         self._verdict = Verdict("starting", False)
         self._counts: Counter[str] = Counter()
@@ -84,9 +85,15 @@ class Monitor:
         """The network has nothing to do."""
         self._busy = None
 
-    def failed(self, error: BaseException) -> None:
-        """The run is over because of ``error``."""
-        self._failure = Cause(Code.FAILED, f"The run failed: {error}")
+    def too_late(self, frame: Frame) -> None:
+        """``frame`` had grown older than the budget before there was time for it."""
+        self._too_late = (self._clock(), frame.grabbed_ns)
+
+    def failed(self, error: BaseException, of_source: bool = False) -> None:
+        """The run is over because of ``error``, of the source or else of the network."""
+        trouble = self._source.trouble
+        code = (trouble.code if trouble else Code.ENDED) if of_source else Code.FAILED
+        self._failure = Cause(code, f"The run failed: {error}")
 
     def lost(self, slot_dropped: int) -> None:
         """So many frames found nobody with time for them."""
@@ -163,6 +170,9 @@ class Monitor:
                 waiting = Cause(Code.STARTING, f"No frame has come in the {missing_ms / 1e3:.1f} s since the start.")
                 return Verdict("starting", False, tuple(causes) or (waiting,))
             waiting = Cause(Code.STALLED, f"The newest result is of a frame from {missing_ms / 1e3:.1f} s ago.")
+            if self._too_late and (now - self._too_late[0]) / MS <= budget:
+                age_ms = (self._too_late[0] - self._too_late[1]) / MS
+                waiting = Cause(Code.LATE, f"Frames are {age_ms:.0f} ms old when their turn comes, {budget:g} ms are allowed.")
             return Verdict("stale", False, tuple(causes) or (waiting,))
 
     def silent_from(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -45,7 +45,7 @@ class Summary:
 
     Attributes:
         frames: results produced.
-        invalid: how many of these could not be used.
+        invalid: results that could not be used, those without a frame included, by their first cause's code.
         dropped: frames lost: those that the source lost, and those that there was no time for.
         dropped_by: the same by place, ``source`` and ``slot``, and the outputs dropped by the sink's name.
         reconnections: how often the source was opened again.
@@ -57,7 +57,7 @@ class Summary:
     """
 
     frames: int = 0
-    invalid: int = 0
+    invalid: Counter[str] = field(default_factory=Counter)
     dropped: int = 0
     dropped_by: dict[str, int] = field(default_factory=dict)
     reconnections: int = 0
@@ -140,6 +140,7 @@ class Interpreter:
             polygons=polygons if verdict.valid else [],
             latency_ms=latency_ms,
             causes=list(verdict.causes),
+            published_ns=time.time_ns(),
         )
         return Output(frame, result, plane, scores.resamplings[0])
 
@@ -205,19 +206,18 @@ def run(
     first_seq = memory.first_seq if memory and live else 0  # the frames of a recording have numbers of their own
     publishing = threading.Lock()
 
-    def publish(output: Output) -> None:
-        with publishing:
-            monitor.published(output.result, output.frame)
-            for writer in writers:
-                writer.give(output)
+    def publish(output: Output | Freespace) -> None:
+        result, frame = (output, None) if isinstance(output, Freespace) else (output.result, output.frame)
+        monitor.published(result, frame)
+        if not result.valid:
+            summary.invalid[result.causes[0].code.value] += 1
+        for writer in writers:
+            writer.give(output)
 
     def report() -> Verdict | None:
         with publishing:
             if verdict := monitor.silence():
-                result = without_frame(verdict, monitor, source, engine)
-                monitor.published(result, None)
-                for writer in writers:
-                    writer.give(result)
+                publish(without_frame(verdict, monitor, source, engine))
             return verdict
 
     watchdog = WatchdogThread(monitor, report)
@@ -241,6 +241,7 @@ def run(
                     monitor.lost(waiting.dropped)
                     if live and (time.perf_counter_ns() - frame.grabbed_ns) / 1e6 > config.loop.budget_ms:
                         waiting.drop()  # its result could not be valid
+                        monitor.too_late(frame)
                         continue
                     if first_seq:
                         frame = replace(frame, seq=frame.seq + first_seq)
@@ -259,8 +260,8 @@ def run(
                     monitor.idle()
                 summary.stages.add_all(output.result.latency_ms)
                 summary.frames += 1
-                summary.invalid += not output.result.valid
-                publish(output)
+                with publishing:
+                    publish(output)
                 if on_result:
                     on_result(output.result)
         summary.interrupted = stop.is_set()
@@ -278,7 +279,7 @@ def run(
     watchdog.finish()
     failure = failure or capture.error
     if failure and live:
-        monitor.failed(failure)
+        monitor.failed(failure, failure is capture.error)
         report()
     if live:
         source.close()
@@ -287,7 +288,7 @@ def run(
     # A decoder can hang in a read that never returns; it must not keep the outputs from being closed.
     capture.join(timeout=5.0)
     summary.wall_s = time.perf_counter() - started
-    summary.dropped_by = {**monitor.dropped, **{k: n for k, n in monitor.status().sink_dropped.items() if n}}
+    summary.dropped_by = {**monitor.dropped, **{w.name: w.dropped for w in writers if w.dropped}}
     summary.dropped = sum(monitor.dropped.values())
     summary.reconnections = source.reconnections
     summary.problems = list(source.problems)
@@ -326,4 +327,5 @@ def without_frame(verdict: Verdict, monitor: Monitor, source: Source, engine: En
         polygons=[],
         latency_ms={},
         causes=list(verdict.causes),
+        published_ns=time.time_ns(),
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from perception.errors import BadInput
+from perception.errors import BadInput, tell
 from perception.freespace import Freespace
 from perception.sinks.base import Output, Sink, write_whole
 
@@ -61,7 +61,8 @@ class Memory(Sink):
         restarts: how often a run went on from this file.
 
     Raises:
-        BadInput: the file is there and cannot be read, or is something else.
+        BadInput: the file is there and cannot be read. One that holds something else is set aside, and said: a vehicle
+            starts all the same.
     """
 
     lossless = False
@@ -92,15 +93,19 @@ class Memory(Sink):
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What `Memory` wrote; a beginning where there is no file. Raises BadInput: it cannot be read, or is something else."""
+    """What `Memory` wrote; a beginning where there is nothing of that kind. Raises BadInput: it cannot be read."""
+    beginning = {"next_seq": 0, "starts": 0}
     try:
         state = orjson.loads(path.read_bytes())
     except FileNotFoundError:
-        return {"next_seq": 0, "starts": 0}
+        return beginning
     except OSError as error:
         raise BadInput(f"{path}: the state cannot be read: {error.strerror}") from error
     except ValueError:
         state = None
-    if not isinstance(state, dict) or not all(type(state.get(k)) is int and state[k] >= 0 for k in ("next_seq", "starts")):
-        raise BadInput(f"{path}: is no state of an earlier run; delete it, or name another file")
-    return state
+    if isinstance(state, dict) and all(type(state.get(key)) is int and state[key] >= 0 for key in beginning):
+        return state
+    aside = path.with_name(f"{path.name}.bad")
+    path.replace(aside)
+    tell(f"{path}: is no state of an earlier run, frames are numbered from 0; what was there is in {aside}")
+    return beginning

@@ -45,7 +45,7 @@ def run_session(uri: str, config: Config, stop: threading.Event, reload: Reload 
         BadInput, ModelError, FreespaceError: with one sentence for the user.
     """
     capture = config.capture
-    check_outputs(config.output, uri)
+    check_outputs(config.output, uri, config.loop.state)
     if config.output.append and capture.loop:
         raise BadInput("--append and --loop exclude each other: a recording's frames are told apart by their numbers")
     with (
@@ -58,6 +58,10 @@ def run_session(uri: str, config: Config, stop: threading.Event, reload: Reload 
         changed = partial(reload.changed, engine.contract) if reload else None
         read = f" ({source.detail})" if source.detail else ""
         print(f"{source.uri}{read}: {describe_engine(engine)}", file=sys.stderr)
+        if monitor.live:  # while it lasts, the watchdog says what changes
+            print_problems(source.problems)
+            if not sinks:
+                tell("no output is asked for: results are counted and thrown away; give --serve, --polygons or another")
         try:
             with progress_bar(source) as advance:
                 summary = run(source, engine, sinks, config, stop, advance, monitor, changed)
@@ -67,7 +71,8 @@ def run_session(uri: str, config: Config, stop: threading.Event, reload: Reload 
                     print(f"kept {sink.made}", file=sys.stderr)
             raise
         finally:
-            print_problems(source.problems)
+            if not monitor.live:
+                print_problems(source.problems)
         if not summary.frames and not summary.interrupted:
             raise FreespaceError(f"{source.uri}: no frame could be processed")
         print_summary(summary, sinks)
@@ -140,17 +145,20 @@ def describe_engine(engine: Engine) -> str:
 def progress_bar(source: Source) -> Iterator[Callable[[Freespace], None]]:
     """Yields a function that takes each result and moves a bar on stderr; nothing is drawn where that is no terminal."""
     console = Console(stderr=True)
-    columns = (
+    rate, drops = FpsColumn(), TextColumn("{task.fields[drops]} dropped")
+    columns: tuple[ProgressColumn, ...] = (
         BarColumn(),
         TextColumn("{task.completed}/{task.total} frames"),
-        FpsColumn(),
+        rate,
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[drops]} dropped"),
+        drops,
     )
+    if source.total is None:
+        columns = (TextColumn("{task.fields[state]}, {task.completed} frames"), rate, drops)
     with Progress(*columns, console=console, disable=not console.is_terminal, refresh_per_second=5) as progress:
-        task = progress.add_task("frames", total=source.total, drops=0)
-        yield lambda result: progress.update(task, advance=1, drops=result.dropped)
+        task = progress.add_task("frames", total=source.total, drops=0, state="starting")
+        yield lambda result: progress.update(task, advance=1, drops=result.dropped, state=result.state)
 
 
 class FpsColumn(ProgressColumn):
@@ -164,7 +172,8 @@ def print_summary(summary: Summary, sinks: list[Sink]) -> None:
     """Frames, rate, drops, percentiles per stage and what was written, on stdout."""
     state = "interrupted after" if summary.interrupted else "done:"
     print(f"{state} {summary.frames} frames in {summary.wall_s:.1f} s, {summary.fps:.1f} FPS, {summary.dropped} dropped")
-    print(f"{'stage, ms':<14}" + "".join(f"{'p' + str(p):>9}" for p in PERCENTILES))
+    if summary.frames:
+        print(f"{'stage, ms':<14}" + "".join(f"{'p' + str(p):>9}" for p in PERCENTILES))
     for stage, values in summary.stages.percentiles().items():
         print(f"{stage:<14}" + "".join(f"{values[p]:9.2f}" for p in PERCENTILES))
     for line in remarks(summary):
@@ -178,14 +187,14 @@ def print_summary(summary: Summary, sinks: list[Sink]) -> None:
 
 def remarks(summary: Summary) -> Iterator[str]:
     """What is worth a line beside the rates."""
-    if sum(summary.dropped_by.values()):
-        yield "dropped by " + ", ".join(f"{place} {count}" for place, count in summary.dropped_by.items())
+    if any(summary.dropped_by.values()):
+        yield "dropped by " + ", ".join(f"{place} {count}" for place, count in summary.dropped_by.items() if count)
     if summary.invalid:
-        yield f"{summary.invalid} of the results are not valid; their causes are in the polygon file"
+        yield f"not valid: {', '.join(f'{code} {count}' for code, count in summary.invalid.items())}"
     if summary.reconnections:
         yield f"the source was opened again {summary.reconnections} times"
     if (steady := summary.stability) and steady.iou_mean is not None and steady.flickers_per_minute is not None:
         yield (
             f"steadiness: IoU of consecutive results {steady.iou_mean:.3f} (p5 {steady.iou_p5:.3f}), "
-            f"{steady.flickers_per_minute:.1f} flickers a minute"
+            f"{steady.flickers_per_minute:.1f} flickers a minute (see docs/live.md)"
         )

@@ -64,6 +64,11 @@ class SinkThread(threading.Thread):
         return self.error is not None
 
     @property
+    def dropped(self) -> int:
+        """Outputs it had no time for; a viewer is shown only what it has time for, so these do not count."""
+        return self._slot.dropped if self._sink.lossless else 0
+
+    @property
     def stopped(self) -> bool:
         """Whether the user closed it (a window)."""
         return bool(getattr(self._sink, "stopped", False))
@@ -118,6 +123,7 @@ class WatchdogThread(threading.Thread):
     def __init__(self, monitor: Monitor, report: Callable[[], Verdict | None]) -> None:
         super().__init__(name="watchdog", daemon=True)
         self._monitor, self._report = monitor, report
+        self._said: tuple[str, tuple[Code, ...]] = ("starting", ())
         self._done = threading.Event()
 
     def run(self) -> None:
@@ -134,6 +140,17 @@ class WatchdogThread(threading.Thread):
             if now - served >= SERVICE_S * 1e9:
                 served = now
                 service.heartbeat(self._monitor)
+                if self._monitor.live:
+                    self._say()
+
+    def _say(self) -> None:
+        """What has changed since it was said last, on stderr: a line a second at most, whatever happens."""
+        status = self._monitor.status()
+        now = status.state, tuple(cause.code for cause in status.causes)
+        if now != self._said:
+            self._said = now
+            why = " ".join(cause.text for cause in status.causes)
+            tell(f"{time.strftime('%H:%M:%S')} {status.state}{': ' if why else ''}{why}")
 
     def finish(self) -> None:
         self._done.set()

@@ -412,7 +412,14 @@ class Proxy:
     def _garbled(self, data: bytes) -> bytes:
         return bytes(b ^ self._chance.randrange(1, 256) if self._chance.random() < self.flips / 1e6 else b for b in data)
 
+    def cut(self) -> None:
+        """Break off the connections there are."""
+        for end in self._open[1:]:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
+        self.hang.clear()
         for end in self._open:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

@@ -54,6 +54,35 @@ def results(path: Path) -> list[Freespace]:
     return [Freespace.from_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.parametrize("name", ["./", ".", "a/.."])
+@pytest.mark.parametrize("option", ["--polygons", "--out", "--mcap", "--state"])
+def test_output_that_is_a_folder(tmp_path: Path, here: Here, name: str, option: str) -> None:
+    (tmp_path / "a").mkdir()
+    write_image(tmp_path / "road.png", road_image())
+    code, _, err = here("run", "road.png", option, name)
+    assert code == 2, err
+    assert "is a folder; give a file name" in err
+
+
+def test_outputs_that_cannot_be_continued_are_refused(tmp_path: Path, here: Here) -> None:
+    write_image(tmp_path / "road.png", road_image())
+    code, _, err = here("run", "road.png", "--out", "overlay.mp4", "--polygons", "p.jsonl", "--append")
+    assert (code, "--append cannot go on with it" in err) == (2, True)
+    code, _, err = here("run", "road.png", "--out", "overlay.mp4", "--rotate-mb", "5")
+    assert (code, "there is none of these" in err) == (2, True)
+
+
+def test_source_from_the_settings(tmp_path: Path, here: Here, tiny_model: Path) -> None:
+    write_image(tmp_path / "road.png", road_image())
+    (tmp_path / "settings.yaml").write_text(
+        f"capture: {{source: road.png}}\nengine: {{model: {tiny_model}, backend: onnxruntime}}\n"
+    )
+    assert here("run", "--config", "settings.yaml", "--polygons", "p.jsonl")[0] == 0
+    assert len(results(tmp_path / "p.jsonl")) == 1
+    code, _, err = here("run", "--polygons", "q.jsonl")
+    assert (code, "Give a SOURCE" in err) == (2, True)
+
+
 # -- What it does ------------------------------------------------------------------------------------------------------
 
 

@@ -306,7 +306,7 @@ def test_recordings_have_their_own_suffix(tmp_path: Path, sink: Any, name: str) 
 @pytest.mark.parametrize(("sink", "library", "extra"), [(McapSink, "foxglove", "foxglove"), (RerunSink, "rerun", "rerun")])
 def test_missing_library_is_named(tmp_path: Path, monkeypatch: Any, sink: Any, library: str, extra: str) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(BadInput, match=rf"pip install 'freespace\[{extra}\]'"):
+    with pytest.raises(BadInput, match=rf"pip install '\.\[{extra}\]'"):
         sink(tmp_path / ("drive.mcap" if library == "foxglove" else "drive.rrd"))
     assert list(tmp_path.iterdir()) == []
 

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from fractions import Fraction
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from perception.capture.base import Selection
@@ -28,7 +29,7 @@ MOST_AT_ONCE = 100  # pictures that may have waited for a stream to be opened
 FARTHEST_BEHIND_S = 2.0  # a stream so late does not catch up; begun anew it is up to date
 LONGEST_GAP_S = 1.0  # between pictures of a paced stream
 PAUSE, BURST = 3.0, 0.5  # usual periods: a longer gap is one in which something may have piled up, shorter ones are its end
-USUAL_OVER = 50  # pictures
+USUAL_FROM, USUAL_OVER = 5, 15  # pictures
 END_S = 1.0  # so near to its promised end a recording is over, not broken off
 
 
@@ -227,18 +228,25 @@ class Backlog:
     """
 
     def __init__(self) -> None:
-        self._arrivals: deque[int] = deque(maxlen=USUAL_OVER)
+        self._gaps: deque[int] = deque(maxlen=USUAL_OVER)
+        self._arrived_ns: int | None = None
         self._late_ns = 0.0
+        self._burst = False
 
     def late_ns(self, arrived_ns: int) -> int:
         """Nanoseconds, 0 or more."""
-        before = self._arrivals
-        if len(before) > 1:
-            # A backlog leaves the mean as it is: the burst makes up for the pause.
-            usual_ns, gap_ns = (before[-1] - before[0]) / (len(before) - 1), arrived_ns - before[-1]
-            steady = BURST * usual_ns <= gap_ns <= PAUSE * usual_ns
-            self._late_ns = 0.0 if steady else max(0.0, self._late_ns + gap_ns - usual_ns)
-        before.append(arrived_ns)
+        before, self._arrived_ns = self._arrived_ns, arrived_ns
+        if before is None:
+            return 0
+        gap = arrived_ns - before
+        usual = median(self._gaps) if len(self._gaps) >= USUAL_FROM else gap
+        if gap > PAUSE * usual:  # after a burst it has not made up for, the wait goes on; else it begins
+            self._late_ns = gap - usual + (self._late_ns if self._burst else 0.0)
+        else:
+            self._late_ns = max(0.0, self._late_ns + gap - usual) if gap < BURST * usual else 0.0
+        self._burst = gap < BURST * usual
+        if not (self._burst and self._late_ns):  # what has piled up says nothing about the usual pace
+            self._gaps.append(gap)
         return round(self._late_ns)
 
 

@@ -15,16 +15,18 @@ from perception.status import Status
 __all__ = ["Output", "Sink", "check_output", "check_outputs", "open_sinks"]
 
 
-def check_outputs(output: OutputConfig, source: str) -> None:
-    """Make sure before any work that every output can be written and none would replace the source.
+def check_outputs(output: OutputConfig, source: str, state: str | None = None) -> None:
+    """Make sure before any work that every output, ``state`` among them, can be written and none would replace the source.
 
     Raises:
         BadInput: an output exists already and neither ``overwrite`` nor ``append`` is on, cannot be written, or is the source.
     """
-    names = (output.video, output.polygons, output.contact_sheet, output.mcap, output.rerun)
-    files = [Path(name) for name in names if name]
+    names = (output.video, output.polygons, output.contact_sheet, output.mcap, output.rerun, state)
+    files = [Path(name) for name in names if name is not None]
     origin = Path(source)
     for file in files:
+        if not file.name or file.is_dir():
+            raise BadInput(f"{file}: is a folder; give a file name")
         for written in (file, part_of(file)):
             if same(written, origin) or (written.exists() and same(written.parent, origin)):
                 raise BadInput(f"{written}: is the source itself or one of its images; choose another output")
@@ -39,8 +41,14 @@ def check_outputs(output: OutputConfig, source: str) -> None:
         if name:
             check_series(Path(name), output.overwrite, output.append, numbered)
     for name in (output.video, output.contact_sheet):
+        if name and output.append:
+            raise BadInput(f"{name}: --append cannot go on with it; leave it out")
         if name:
             check_output(Path(name), output.overwrite)
+    if (output.append or rotated) and not (output.polygons or output.mcap or output.rerun):
+        raise BadInput("--append and --rotate-mb are about --polygons, --mcap and --rerun, and there is none of these")
+    if state:
+        make_folder(Path(state).parent)
     if output.masks:
         folder = Path(output.masks)
         if folder.exists() and not folder.is_dir():
@@ -71,9 +79,12 @@ def open_sinks(config: Config, fps: float | None, status: Callable[[], Status] =
             sinks.append(sink)
     except ModuleNotFoundError as error:
         close_all(sinks)
-        raise BadInput(
-            f"--serve and --metrics need {error.name}, which is not installed; pip install '.[web]' in the project's folder"
-        ) from error
+        needed = str(error.name).partition(".")[0]
+        how = "pip install '.[web]' in the project's folder"
+        raise BadInput(f"--serve and --metrics need {needed}, which is not installed; {how}") from error
+    except OSError as error:
+        close_all(sinks)
+        raise BadInput(f"{error.filename}: cannot be written: {error.strerror}") from error
     except BaseException:
         close_all(sinks)
         raise

@@ -76,7 +76,9 @@ class McapSink(Sink):
             import foxglove
             from foxglove.channels import CompressedImageChannel, ImageAnnotationsChannel
         except ImportError as error:
-            raise BadInput(f"{path}: an MCAP file needs the Foxglove SDK; pip install 'freespace[foxglove]'") from error
+            raise BadInput(
+                f"{path}: an MCAP file needs the Foxglove SDK; pip install '.[foxglove]' in the project's folder"
+            ) from error
         # What goes wrong in writing is known from the file itself.
         logging.getLogger("foxglove").addHandler(logging.NullHandler())
         self.target, self._width, self._quality = path, width, quality
@@ -268,9 +270,8 @@ def colour(bgr: tuple[int, int, int]) -> Any:
 
 
 def record(title: str, **properties: dict[str, Any]) -> dict[str, Any]:
-    """The JSON schema of an object with these keys, all of them needed but ``causes``."""
-    needed = [key for key in properties if key != "causes"]
-    return {"title": title, "type": "object", "properties": properties, "required": needed}
+    """The JSON schema of an object with these keys, all of them needed."""
+    return {"title": title, "type": "object", "properties": properties, "required": list(properties)}
 
 
 def array(items: dict[str, Any]) -> dict[str, Any]:
@@ -307,4 +308,5 @@ RESULT = record(
     ),
     latency_ms=LATENCY,
     causes=array(record("cause", code=TEXT, text=TEXT)),
+    published_ns=INTEGER,
 )

@@ -56,7 +56,7 @@ class RerunSink(Sink):
         try:
             import rerun
         except ImportError as error:
-            raise BadInput(f"{path or '--view rerun'}: needs Rerun; pip install 'freespace[rerun]'") from error
+            raise BadInput(f"{path or '--view rerun'}: needs Rerun; pip install '.[rerun]' in the project's folder") from error
         self.lossless = path is not None
         self._width, self._quality = width, quality
         self._sizes = ((0, 0), (0, 0))  # of the newest frame and of its picture
