@@ -45,5 +45,13 @@ class Cause:
     code: Code
     text: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", encodable(self.text))  # it may name a file
+
     def to_dict(self) -> dict[str, str]:
         return {"code": self.code.value, "text": self.text}
+
+
+def encodable(text: str) -> str:
+    """``text`` as UTF-8 can hold it: bytes of a file name that are no UTF-8 become ``\\udcXX``."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

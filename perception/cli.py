@@ -18,6 +18,7 @@ from perception.options import Backend, InputSize, Model, Precision, parse_pair
 
 if TYPE_CHECKING:
     from engine.base import Engine
+    from perception.session import Request
 
 INTERRUPTED = 130
 
@@ -311,13 +312,15 @@ def stop_on_signal() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def reload_on_signal(stop: threading.Event, reloadable: bool) -> Iterator[threading.Event]:
-    """An event that SIGHUP sets, where there is a file to read again; else SIGHUP stops as its terminal is gone."""
-    asked = threading.Event()
+def reload_on_signal(stop: threading.Event, reloadable: bool) -> Iterator[Request]:
+    """What SIGHUP asks for, where there is a file to read again; else SIGHUP stops as its terminal is gone."""
+    from perception.session import Request
+
+    asked = Request()
     if not hasattr(signal, "SIGHUP"):
         yield asked
         return
-    previous = signal.signal(signal.SIGHUP, lambda *_: (asked if reloadable else stop).set())
+    previous = signal.signal(signal.SIGHUP, lambda *_: asked.make() if reloadable else stop.set())
     try:
         yield asked
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 
 class FreespaceError(Exception):
@@ -14,5 +15,6 @@ class BadInput(FreespaceError):
 
 
 def tell(line: str) -> None:
-    """A remark for the user, on stderr."""
-    print(f"freespace: {line}", file=sys.stderr)
+    """A remark for the user, on stderr; where nobody reads that any more, nothing else suffers."""
+    with suppress(OSError):
+        print(f"freespace: {line}", file=sys.stderr)

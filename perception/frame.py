@@ -26,6 +26,7 @@ class Frame:
         name: stem for files made from this frame: the image's own stem, or the frame number.
         decode_ms: time the source spent making the image, in milliseconds.
         dropped: frames the source had lost when this one was made.
+        stretch: frames of one number follow each other; another one means that the source was opened, or begun, again.
         grabbed_ns: when it was there, on `time.perf_counter_ns`: what its age is counted from.
     """
 
@@ -38,6 +39,7 @@ class Frame:
     name: str = ""
     decode_ms: float = 0.0
     dropped: int = 0
+    stretch: int = 0
     grabbed_ns: int = field(default_factory=time.perf_counter_ns)
 
     @property

@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from perception.causes import Cause, Code
+from perception.causes import Cause, Code, encodable
 from perception.frame import Clock
 
 SCHEMA = "freespace/1"
@@ -183,8 +183,3 @@ def chosen(data: Any, key: str, choices: tuple[Any, ...]) -> Any:
     if data[key] not in choices:
         raise ValueError(f"{key} is {data[key]!r:.40}, and must be one of {', '.join(choices)}")
     return data[key]
-
-
-def encodable(text: str) -> str:
-    """``text`` as UTF-8 can hold it: bytes of a file name that are no UTF-8 become ``\\udcXX``."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -101,12 +101,15 @@ class Monitor:
 
     def watch_sink(self, name: str, dropped: Callable[[], int]) -> None:
         """Ask ``dropped`` how many outputs a sink had no time for."""
-        self._sinks[name] = dropped
+        with self._lock:
+            self._sinks[name] = dropped
 
     def sink_trouble(self, name: str, cause: Cause) -> None:
         """A sink is late or has failed."""
         with self._lock:
-            self._sink_trouble[name] = (self._clock(), cause)
+            _, known = self._sink_trouble.get(name, (0, None))
+            if known is None or known.code is not Code.SINK_FAILED:  # that is for good
+                self._sink_trouble[name] = (self._clock(), cause)
 
     # -- What it means ---------------------------------------------------------------------------------------------
 
@@ -166,13 +169,14 @@ class Monitor:
                 causes.append(Cause(Code.STUCK, f"The network has been at work on one frame for {(now - busy) / 1e9:.1f} s."))
             if trouble := self._source.trouble:
                 causes.append(trouble)
+            if (late := self._too_late) and (now - late[0]) / MS <= budget:
+                age_ms = (late[0] - late[1]) / MS
+                text = f"Frames are {age_ms:.0f} ms old when their turn comes, {budget:g} ms are allowed."
+                return Verdict("stale", False, tuple(causes) or (Cause(Code.LATE, text),))
             if newest is None:
                 waiting = Cause(Code.STARTING, f"No frame has come in the {missing_ms / 1e3:.1f} s since the start.")
                 return Verdict("starting", False, tuple(causes) or (waiting,))
             waiting = Cause(Code.STALLED, f"The newest result is of a frame from {missing_ms / 1e3:.1f} s ago.")
-            if self._too_late and (now - self._too_late[0]) / MS <= budget:
-                age_ms = (self._too_late[0] - self._too_late[1]) / MS
-                waiting = Cause(Code.LATE, f"Frames are {age_ms:.0f} ms old when their turn comes, {budget:g} ms are allowed.")
             return Verdict("stale", False, tuple(causes) or (waiting,))
 
     def silent_from(self) -> int:

@@ -79,20 +79,25 @@ class Interpreter:
     def __init__(self, config: Config, engine: Engine, source: Source, monitor: Monitor) -> None:
         self._engine, self._monitor, self._continuous = engine, monitor, source.continuous
         self.stability = Stability(config.polygons.threshold) if source.continuous else None
-        self._reconnections = 0
-        self._source = source
+        self._stretch: int | None = None
+        # Of separate images two may be the same.
+        self.check = PictureCheck(config.health, monitor.live and source.continuous)
+        self._steadied: tuple[object, ...] = ()
         self.configure(config)
 
     def configure(self, config: Config) -> None:
         """Go on with other settings. Raises `ModelError`: the model has no such plane."""
         self.config, self.plane = config, self._engine.contract.plane_index(config.polygons.plane)
-        steady = config.stabilise.enabled
-        self.check = PictureCheck(config.health, self._monitor.live) if config.health.enabled else None
-        self.stabiliser = (
-            Stabiliser(config.stabilise, config.polygons.threshold)
-            if (self._continuous if steady is None else steady)
-            else None
-        )
+        self.check.configure(config.health)
+        wanted = (config.stabilise, config.polygons.threshold, config.polygons.plane)
+        if wanted != self._steadied:  # else it goes on
+            self._steadied = wanted
+            steady = config.stabilise.enabled
+            self.stabiliser = (
+                Stabiliser(config.stabilise, config.polygons.threshold)
+                if (self._continuous if steady is None else steady)
+                else None
+            )
 
     def read(self, frame: Frame, started: int, dropped: int) -> Output:
         """Take the scores of the frame handed in at ``started`` (ns, ``perf_counter``) and find its polygons.
@@ -104,7 +109,9 @@ class Interpreter:
         plane = scores.values[0, self.plane]
         segmented = time.perf_counter_ns()
         seen, polygons = self.look(frame), []
-        if not blinds(seen):
+        if blinds(seen):
+            self.forget()  # nobody knows what has changed meanwhile
+        else:
             if self.stabiliser:
                 plane = self.stabiliser.steady(plane, frame.stamp_ns)
             polygons = extract(plane, scores.resamplings[0], self.config.polygons.plane, self.config.polygons)
@@ -146,12 +153,11 @@ class Interpreter:
 
     def look(self, frame: Frame) -> list[Cause]:
         """What speaks against the picture. After a cut, or another picture altogether, nothing before it counts."""
-        if not self._continuous or self._source.reconnections != self._reconnections:
-            self._reconnections = self._source.reconnections
+        if not self._continuous or frame.stretch != self._stretch:
+            self._stretch = frame.stretch
             self.forget()
-            if self.check:
-                self.check.reset()
-        seen = self.check.look(frame) if self.check else []
+            self.check.reset()
+        seen = self.check.look(frame)
         if any(cause.code is Code.SCENE_CUT for cause in seen):
             self.forget()
         return seen
@@ -199,23 +205,31 @@ def run(
     stop = stop or threading.Event()
     monitor = monitor or Monitor(source, config.loop, is_live(source, config), engine.contract.sha256, engine.name)
     live, summary = monitor.live, Summary()
-    waiting: Slot[Frame] = Slot(1, newest_wins=True) if live else Slot(FRAMES_AHEAD)
+    newest_counts = is_newest_only(source, config)
+    waiting: Slot[Frame] = Slot(1, newest_wins=True) if newest_counts else Slot(FRAMES_AHEAD)
     capture = CaptureThread(source, waiting)
     writers = [SinkThread(sink, summary.stages, monitor) for sink in sinks]
     memory = next((sink for sink in sinks if isinstance(sink, service.Memory)), None)
     first_seq = memory.first_seq if memory and live else 0  # the frames of a recording have numbers of their own
     publishing = threading.Lock()
 
-    def publish(output: Output | Freespace) -> None:
+    def publish(output: Output | Freespace) -> Freespace:
+        if isinstance(output, Output) and output.result.valid:
+            verdict = monitor.judge(output.frame, [])
+            if not verdict.valid:  # it was held up since
+                late = replace(output.result, valid=False, polygons=[], state=verdict.state, causes=list(verdict.causes))
+                output = replace(output, result=late, scores=np.zeros_like(output.scores))
         result, frame = (output, None) if isinstance(output, Freespace) else (output.result, output.frame)
         monitor.published(result, frame)
         if not result.valid:
             summary.invalid[result.causes[0].code.value] += 1
         for writer in writers:
             writer.give(output)
+        return result
 
     def report() -> Verdict | None:
         with publishing:
+            monitor.lost(waiting.dropped)
             if verdict := monitor.silence():
                 publish(without_frame(verdict, monitor, source, engine))
             return verdict
@@ -231,20 +245,22 @@ def run(
     try:
         interpreter = Interpreter(config, engine, source, monitor)
         service.notify("READY=1")
-        while not stop.is_set() and not ended(writers, live):
+        while not stop.is_set() and not ended(writers, live) and not watchdog.error:
             monitor.turn()
-            if changed and not submitted and (settings := changed()):
+            if changed and (settings := changed()):
                 interpreter.configure(settings)
             if len(submitted) < engine.depth:
                 try:  # a frame that is on its way already must not wait for one that is not there yet
                     frame = waiting.get(0 if submitted else WAKE_S)
                     monitor.lost(waiting.dropped)
-                    if live and (time.perf_counter_ns() - frame.grabbed_ns) / 1e6 > config.loop.budget_ms:
+                    if newest_counts and (time.perf_counter_ns() - frame.grabbed_ns) / 1e6 > config.loop.budget_ms:
                         waiting.drop()  # its result could not be valid
                         monitor.too_late(frame)
                         continue
                     if first_seq:
-                        frame = replace(frame, seq=frame.seq + first_seq)
+                        seq = frame.seq + first_seq
+                        name = f"{seq:06d}" if frame.name == f"{frame.seq:06d}" else frame.name
+                        frame = replace(frame, seq=seq, name=name)
                     monitor.begin()
                     submitted.append((frame, time.perf_counter_ns(), waiting.dropped_before))
                     engine.submit([frame.image])
@@ -261,30 +277,36 @@ def run(
                 summary.stages.add_all(output.result.latency_ms)
                 summary.frames += 1
                 with publishing:
-                    publish(output)
+                    result = publish(output)
                 if on_result:
-                    on_result(output.result)
+                    on_result(result)
         summary.interrupted = stop.is_set()
         summary.stability = interpreter.stability.figures() if interpreter.stability else None
     except Closed:
         pass
     except KeyboardInterrupt:  # the user will not wait, not even for the outputs
+        waiting.abort()
+        watchdog.leave()
         raise
     except BaseException as error:
         failure = error
     finally:
         cv2.setNumThreads(cv2_threads)
     service.notify("STOPPING=1")
+    monitor.lost(waiting.dropped)
     waiting.abort()
     watchdog.finish()
-    failure = failure or capture.error
+    failure = failure or watchdog.error or capture.error
     if failure and live:
         monitor.failed(failure, failure is capture.error)
         report()
     if live:
         source.close()
+    for writer in writers:  # all at once: one that hangs must not cost the others their time
+        writer.finish()
+    closing = time.monotonic() + SINK_CLOSING_S
     for writer in writers:
-        writer.finish(SINK_CLOSING_S if live else None)
+        writer.wait(max(0.0, closing - time.monotonic()) if live else None)
     # A decoder can hang in a read that never returns; it must not keep the outputs from being closed.
     capture.join(timeout=5.0)
     summary.wall_s = time.perf_counter() - started
@@ -299,13 +321,18 @@ def run(
 
 
 def is_live(source: Source, config: Config) -> bool:
+    """Whether results grow old: where frames come when they come, and where the newest one counts."""
+    return source.live or config.loop.policy == "latest"
+
+
+def is_newest_only(source: Source, config: Config) -> bool:
     """Whether the newest frame counts, or every one."""
     return source.live if config.loop.policy == "auto" else config.loop.policy == "latest"
 
 
 def ended(writers: Sequence[SinkThread], live: bool) -> bool:
     """Whether the outputs end the run: a recording wants all of them; a live run goes on while one works."""
-    failed = [writer.failed for writer in writers]
+    failed = [writer.failed for writer in writers if not (live and writer.remembers)] or [w.failed for w in writers]
     return any(writer.stopped for writer in writers) or (bool(failed) and (all(failed) if live else any(failed)))
 
 

@@ -169,12 +169,17 @@ class PictureCheck:
     def __init__(self, config: HealthConfig, live: bool) -> None:
         self._config, self._live = config, live
         self._baseline = self._baseline_s = 0.0
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the pictures so far, after a gap. How sharp the camera can be stays known: it is still the same one."""
         self._known: deque[int] = deque(maxlen=REMEMBERED)
         self._new_at = (0, 0)  # stamp and moment of grabbing of the last picture that was new, ns
+        self.reset()
+
+    def configure(self, config: HealthConfig) -> None:
+        """Go on with other limits, and with what is known: a camera that is frozen or blind stays so."""
+        self._config = config
+
+    def reset(self) -> None:
+        """Forget the pictures so far, after a gap. How sharp the camera can be stays known, and its last pictures, too: one
+        that hangs sends them again."""
         self._less_sharp = 0  # pictures in a row
         self._blind: tuple[Cause, int] | None = None  # and the stamp of the last picture that gave it
         self._good: tuple[Structure, int] | None = None  # of the last picture without a fault, and its stamp

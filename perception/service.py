@@ -35,7 +35,7 @@ def notify(message: str) -> bool:
         address = "\0" + address[1:]
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as out:
         out.connect(address)
-        out.send(message.encode())
+        out.send(message.encode("utf-8", "backslashreplace"))
         return True
     return False
 

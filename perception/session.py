@@ -79,25 +79,34 @@ def run_session(uri: str, config: Config, stop: threading.Event, reload: Reload 
         return summary.interrupted
 
 
+class Request:
+    """Made by a signal's handler. No `threading.Event`: its lock may be held by the very thread that the handler interrupts."""
+
+    made = False
+
+    def make(self) -> None:
+        self.made = True
+
+
 @dataclass
 class Reload:
     """Settings that can be read again while a run goes on.
 
     Attributes:
-        asked: set from outside (SIGHUP); cleared when it was done.
+        asked: made from outside (SIGHUP); taken back when it is done.
         load: reads them; raises `BadInput`.
         config: those in force.
     """
 
-    asked: threading.Event
+    asked: Request
     load: Callable[[], Config]
     config: Config
 
     def changed(self, contract: ModelContract) -> Config | None:
         """The new settings, once each time they were asked for and differ; where they do not fit the old ones stay."""
-        if not self.asked.is_set():
+        if not self.asked.made:
             return None
-        self.asked.clear()
+        self.asked.made = False
         service.notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
         try:
             config = self.load()

@@ -84,10 +84,20 @@ class SinkThread(threading.Thread):
             text = f"{self._sink.target} is too slow: {self._said} outputs were dropped."
             self._monitor.sink_trouble(self.name, Cause(Code.SINK_DROPPING, text))
 
-    def finish(self, timeout_s: float | None = None) -> None:
-        """Let it write what waits, close the sink, and wait for both; no longer than ``timeout_s``."""
+    def finish(self) -> None:
+        """Let it write what waits and close the sink."""
         self._slot.finish()
+
+    def wait(self, timeout_s: float | None) -> None:
+        """Wait until it has; what takes longer than ``timeout_s`` has failed."""
         self.join(timeout_s)
+        if self.is_alive() and self._sink.lossless:  # of a viewer nothing is lost
+            self.error = FreespaceError(f"{self._sink.target}: could not be finished in time; it is not whole")
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it only serves the next start: nobody listens to it."""
+        return isinstance(self._sink, service.Memory)
 
     def run(self) -> None:
         try:
@@ -116,17 +126,26 @@ class SinkThread(threading.Thread):
 class WatchdogThread(threading.Thread):
     """Where no result is new enough says so in its place, at a steady rate, and tells the service manager that we live.
 
+    ``error`` holds what ended it early.
+
     Args:
         report: publishes a verdict without a frame, unless a result came in the meantime.
     """
 
     def __init__(self, monitor: Monitor, report: Callable[[], Verdict | None]) -> None:
         super().__init__(name="watchdog", daemon=True)
+        self.error: BaseException | None = None
         self._monitor, self._report = monitor, report
         self._said: tuple[str, tuple[Code, ...]] = ("starting", ())
         self._done = threading.Event()
 
     def run(self) -> None:
+        try:
+            self._watch()
+        except BaseException as error:
+            self.error = error
+
+    def _watch(self) -> None:
         period_ns = round(1e9 / self._monitor.config.invalid_hz)
         reported = served = 0
         while True:
@@ -151,6 +170,10 @@ class WatchdogThread(threading.Thread):
             self._said = now
             why = " ".join(cause.text for cause in status.causes)
             tell(f"{time.strftime('%H:%M:%S')} {status.state}{': ' if why else ''}{why}")
+
+    def leave(self) -> None:
+        """Say nothing more."""
+        self._done.set()
 
     def finish(self) -> None:
         self._done.set()

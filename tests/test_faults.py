@@ -499,9 +499,11 @@ def test_results_come_again_soon_after_the_stream(drive_of: Run) -> None:
 def test_numbers_rise(drive_of: Run) -> None:
     numbers = [line.data["seq"] for line in drive_of.lines if line.data["latency_ms"]]
     assert numbers == sorted(set(numbers))
-    for name in ("seq", "dropped"):
-        values = [line.data[name] for line in drive_of.lines]
-        assert values == sorted(values), name
+    everything = [line.data["seq"] for line in drive_of.lines]
+    assert everything == sorted(everything)
+    for with_frame in (True, False):
+        dropped = [line.data["dropped"] for line in drive_of.lines if bool(line.data["latency_ms"]) is with_frame]
+        assert dropped == sorted(dropped)
 
 
 def test_the_page_says_what_the_file_says(drive_of: Run) -> None:
@@ -585,17 +587,27 @@ MOMENTS = {
     "while it is opened again": "hang cut",
     "between two attempts": "cut",
     "with a server that stands still": "freeze",
+    "before anything came": "never",
 }
 
 
 def end_at(folder: Path, what: str) -> Run:
-    settings = PATIENT.replace("30}", "30, retry_first_s: 30, retry_longest_s: 30}") if what == "cut" else PATIENT
+    more = {"cut": "retry_first_s: 30, retry_longest_s: 30", "give up": "give_up_s: 1"}.get(what, "")
+    settings = PATIENT.replace("30}", f"30, {more}}}") if more else PATIENT
     with ExitStack() as stack:
         over_rtsp = what == "freeze" and not rtsp_missing()
         server: Any = stack.enter_context(rtsp_server(roads=True) if over_rtsp else mjpeg_server(clock_road))
         line = stack.enter_context(proxy_to(server.port))
         run = stack.enter_context(running(folder, server.url.replace(str(server.port), str(line.port)), settings=settings))
-        assert run.wait_for_valid(), run.said
+        if what == "never":
+            server.stop()
+            assert run.wait_for(lambda: run.lines), run.said
+        else:
+            assert run.wait_for_valid(), run.said
+        if what == "give up":
+            server.stop()
+            run.finish()
+            return run
         if "hang" in what:
             line.hang.set()
         if "cut" in what:
@@ -612,8 +624,9 @@ def end_at(folder: Path, what: str) -> Run:
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     with ThreadPoolExecutor() as pool:
-        runs = pool.map(lambda what: end_at(tmp_path_factory.mktemp("end"), what), MOMENTS.values())
-        return dict(zip(MOMENTS, runs, strict=True))
+        moments = {**MOMENTS, "given up": "give up"}
+        runs = pool.map(lambda what: end_at(tmp_path_factory.mktemp("end"), what), moments.values())
+        return dict(zip(moments, runs, strict=True))
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -624,9 +637,23 @@ def test_an_end_at_any_moment(ends: dict[str, Run], moment: str) -> None:
     assert run.took < 3
     assert len(run.out.read_text().splitlines()) == len(run.lines) > 3
     last = run.lines[-1]
-    assert (last.valid, last.data["state"]) == (False, "stale")
-    expected = {"cut": {"source_disconnected", "source_unreachable"}, "hang cut": {"source_disconnected"}}
+    assert (last.valid, last.data["state"]) == (False, "starting" if MOMENTS[moment] == "never" else "stale")
+    expected = {
+        "cut": {"source_disconnected"},
+        "hang cut": {"source_disconnected"},
+        "never": {"source_unreachable", "starting"},
+    }
     assert last.codes <= expected.get(MOMENTS[moment], {"source_stalled"})
+
+
+def test_a_source_that_is_given_up_ends_the_run_with_an_error(ends: dict[str, Run]) -> None:
+    run = ends["given up"]
+    assert (run.code, parts_in(run.folder)) == (1, [])
+    assert states(run.lines)[-3:] == ["valid", "stale", "error"]
+    assert len(run.out.read_text().splitlines()) == len(run.lines)
+    assert run.lines[-1].codes <= SOURCE
+    assert "given up after 1 s" in run.lines[-1].data["causes"][0]["text"]
+    assert "given up after 1 s" in run.said[-1]
 
 
 # -- Killed and started again -------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,11 @@ from perception.errors import FreespaceError
 from perception.frame import Frame
 from perception.freespace import Freespace
 from perception.monitor import Monitor
-from perception.node import run
+from perception.node import Interpreter, run
 from perception.service import Memory
 from perception.sinks.base import Output, Sink
+from perception.sinks.window import WindowSink
+from perception.stability import Stability
 
 BUDGET_MS = 150
 SETTINGS = Config(loop=LoopConfig(budget_ms=BUDGET_MS, invalid_hz=20), stabilise=StabiliseConfig(enabled=False))
@@ -186,6 +190,21 @@ def test_a_network_that_is_too_slow_gives_nothing_valid(tiny_engine: Engine) -> 
     assert Code.LATE in witness.codes("stale")
 
 
+def test_a_result_that_is_held_up_after_it_was_judged_is_not_valid(
+    tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine that swaps, or by SIGSTOP, in just that moment."""
+    count, add = iter(range(1000)), Stability.add
+
+    def late(*arguments: Any) -> None:
+        time.sleep(0.4 if next(count) == 10 else 0)
+        add(*arguments)
+
+    monkeypatch.setattr(Stability, "add", late)
+    witness, _ = watch(Script(lambda s: steadily(40)), tiny_engine)
+    assert all(r.latency_ms["age"] < BUDGET_MS + SLACK_MS for r in witness.results if r.valid)
+
+
 def test_a_network_that_hangs_is_named_while_it_hangs(tiny_engine: Engine) -> None:
     engine: Any = Slowly(tiny_engine, lambda i: 0.7 if i == 10 else 0.0)
     witness, summary = watch(Script(lambda s: steadily(60)), engine)
@@ -334,6 +353,169 @@ def test_status_can_be_asked_from_another_thread_throughout(tiny_engine: Engine)
     done.set()
     thread.join()
     assert failures == []
+
+
+def test_settings_read_again_do_not_make_a_frozen_camera_valid(tiny_engine: Engine) -> None:
+    still, witness = noisy_road(), Witness()
+
+    def acts(source: Script) -> Iterator[Any]:
+        yield from steadily(10)
+        yield from steadily(80, picture=lambda: still)
+
+    def changed() -> Config | None:
+        polygons = SETTINGS.polygons.model_copy(update={"tolerance_px": 0.6})
+        return SETTINGS.model_copy(update={"polygons": polygons}) if len(witness.outputs) == 60 else None
+
+    run(Script(acts), tiny_engine, [witness], SETTINGS, changed=changed)
+    blind = [r.state == "blind" for r in witness.results]
+    assert any(blind)
+    assert all(blind[blind.index(True) :])
+
+
+def test_every_frame_of_a_live_source_is_judged_by_its_age_too(tiny_engine: Engine) -> None:
+    def acts(source: Script) -> Iterator[Any]:
+        yield from steadily(10)
+        yield 0.5
+        yield from steadily(3)
+
+    settings = UNCHECKED.model_copy(update={"loop": LoopConfig(policy="all", budget_ms=BUDGET_MS)})
+    witness, _ = watch(Script(acts), tiny_engine, settings)
+    assert witness.states[-3:] == ["running", "stale", "running"]
+
+
+def test_frames_that_come_too_late_are_said_to(tiny_engine: Engine) -> None:
+    class Late(Script):
+        def frames(self) -> Iterator[Frame]:
+            for frame in super().frames():
+                yield replace(frame, grabbed_ns=frame.grabbed_ns - 2 * BUDGET_MS * 1_000_000)
+
+    witness, summary = watch(Late(lambda s: steadily(20)), tiny_engine)
+    assert (summary.frames, summary.dropped) == (0, 20)
+    assert witness.codes("stale") == {Code.LATE}
+
+
+def test_a_source_that_is_given_up_is_not_taken_for_the_network(tiny_engine: Engine) -> None:
+    def acts(source: Script) -> Iterator[Any]:
+        yield from steadily(5)
+        source.trouble = Cause(Code.UNREACHABLE, "No route to host.")
+        raise FreespaceError("camera: given up after 60 s")
+
+    witness = Witness()
+    with pytest.raises(FreespaceError, match="given up"):
+        run(Script(acts), tiny_engine, [witness], UNCHECKED)
+    assert [cause.code for cause in witness.results[-1].causes] == [Code.UNREACHABLE]
+
+
+def test_outputs_that_hang_at_the_end_cost_no_other_its_time_and_are_named(
+    tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perception.node.SINK_CLOSING_S", 0.3)
+    over = threading.Event()
+
+    class Hanging(Witness):
+        def close(self) -> None:
+            over.wait(20)
+
+    class Closing(Witness):
+        closed = 0.0
+
+        def close(self) -> None:
+            self.closed = time.monotonic()
+
+    closing = Closing()
+    source = Script(lambda s: steadily(5))
+    began = time.monotonic()
+    with pytest.raises(FreespaceError, match="could not be finished in time"):
+        run(source, tiny_engine, [Hanging(), Hanging(), Hanging(), closing], UNCHECKED)
+    over.set()
+    assert time.monotonic() - began < 0.9 + 0.2
+    assert closing.closed
+
+
+def test_nobody_reading_what_is_said_costs_no_output(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    closed = []
+
+    class Dead(Witness):
+        def close(self) -> None:
+            closed.append(self)
+
+    good = Witness()
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with pytest.raises(FreespaceError, match="No space left"):
+        run(Script(lambda s: steadily(20)), tiny_engine, [Dead(error=OSError(28, "No space left")), good], UNCHECKED)
+    assert closed
+    assert good.outputs[-1].frame.seq == 19
+
+
+def test_the_memory_alone_is_no_output(tiny_engine: Engine, tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(FreespaceError, match="No space left"):
+        run(
+            Script(lambda s: steadily(400)),
+            tiny_engine,
+            [Witness(error=OSError(28, "No space left")), Memory(tmp_path / "state.json")],
+            UNCHECKED,
+        )
+    assert time.monotonic() - began < 8
+
+
+def test_a_watchdog_that_fails_ends_the_run(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(monitor: Monitor) -> None:
+        raise RuntimeError("no watch is kept")
+
+    monkeypatch.setattr("perception.service.heartbeat", fail)
+    with pytest.raises(RuntimeError, match="no watch is kept"):
+        run(Script(lambda s: steadily(400)), tiny_engine, [Witness()], UNCHECKED)
+
+
+def test_after_a_blind_picture_and_in_another_stretch_nothing_is_held(tiny_engine: Engine) -> None:
+    pictures = {5: np.zeros_like(road_image())}
+
+    class Stretches(Script):
+        def frames(self) -> Iterator[Frame]:
+            for seq in range(30):
+                picture = pictures.get(seq, noisy_road())
+                yield Frame(picture, seq, seq * 40_000_000, "media", "clip", stretch=seq // 20)
+
+    source = Stretches(lambda s: iter(()))
+    source.live = False
+    settings = Config(health=HealthConfig(clear_s=0.0))
+    monitor = Monitor(source, settings.loop, False)
+    interpreter = Interpreter(settings, tiny_engine, source, monitor)
+    fresh = []
+    for frame in source.frames():
+        tiny_engine.submit([frame.image])
+        held = interpreter.stabiliser
+        assert held
+        reset, held.reset = held.reset, lambda: fresh.append(frame.seq)  # noqa: B023
+        interpreter.read(frame, 0, 0)
+        held.reset = reset
+    assert fresh == [0, 5, 20]
+
+
+def test_a_window_does_not_go_on_showing_what_was_true(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[NDArray[np.uint8]] = []
+    monkeypatch.setenv("DISPLAY", ":0")
+    for name, fake in {
+        "namedWindow": lambda *_: None,
+        "imshow": lambda _, image: shown.append(image),
+        "waitKey": lambda _: -1,
+        "getWindowProperty": lambda *_: 1.0,
+        "destroyWindow": lambda _: None,
+    }.items():
+        monkeypatch.setattr(cv2, name, fake)
+
+    def acts(source: Script) -> Iterator[Any]:
+        yield from steadily(10)
+        yield 0.5
+
+    summary = run(Script(acts), tiny_engine, [WindowSink()], UNCHECKED)
+    assert len(shown) > summary.frames
+    assert shown[-1].mean() < 0.6 * shown[0].mean()
 
 
 # -- As a service ------------------------------------------------------------------------------------------------------

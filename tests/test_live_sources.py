@@ -40,7 +40,7 @@ from servers import (
 
 from perception.capture import Selection, Source, camera, gstreamer, open_source, stream
 from perception.capture import live as live_module
-from perception.capture.live import MOST_PROBLEMS, MOST_STUCK, Connection, Ended, Grab, LiveSource, Lost, pause
+from perception.capture.live import MOST_PROBLEMS, MOST_STUCK, Attempt, Connection, Ended, Grab, LiveSource, Lost, pause
 from perception.capture.stream import Lag, StreamConnection
 from perception.capture.uri import Address, parse, redacted
 from perception.causes import Code
@@ -124,6 +124,32 @@ class Taker(threading.Thread):
     def finish(self, within_s: float = 1.0) -> None:
         self.join(within_s)
         assert not self.is_alive(), "frames() did not end"
+
+
+def test_what_waited_while_the_program_stood_still_is_not_taken_for_new() -> None:
+    """As after SIGSTOP, or on a machine that swaps: a picture that waited in the driver would get the stamp of now."""
+    stay = threading.Event()
+    with live(lambda: Script(stay, then=Ended()), read_timeout_s=1, open_timeout_s=5) as source:
+        now = time.monotonic()
+        assert source._take(Attempt(now - 10, now - 9, now - 0.5), grab())
+        with pytest.raises(TimeoutError):
+            source._take(Attempt(now - 10, now - 9, now - 1.5), grab())
+        stay.set()
+
+
+def test_frames_say_which_of_them_follow_each_other() -> None:
+    def grabs() -> Iterator[Grab]:
+        for _ in range(5):
+            time.sleep(0.01)
+            yield grab()
+        raise FreespaceError("broke off")
+
+    with live(lambda: Slow(grabs())) as source:
+        taker = Taker(source)
+        soon(lambda: source.reconnections >= 2)
+        stretches = [frame.stretch for frame in taker.taken]
+        assert stretches == sorted(stretches)
+        assert {0, 1} <= set(stretches)
 
 
 # -- Newest wins -------------------------------------------------------------------------------------------------------

@@ -203,6 +203,14 @@ def test_nothing_new_is_frozen_by_the_stamps_and_live_only() -> None:
     assert said(slow, [road[0], road[1], road[1]], period_s=1.0) == [[], [], [Code.FROZEN]]
 
 
+def test_a_frozen_camera_is_frozen_after_it_was_opened_again() -> None:
+    road = drive()
+    check = PictureCheck(HealthConfig(frozen_s=0.5), live=True)
+    said(check, [road[0]] * 20)
+    check.reset()
+    assert [c.code for c in check.look(at(road[0], 1.0))] == [Code.FROZEN]
+
+
 def test_going_round_old_buffers_is_frozen_too() -> None:
     codes = said(PictureCheck(HealthConfig(), live=True), drive() * 10)
     assert codes[:15] == [[]] * 15

@@ -132,7 +132,7 @@ class LiveSource(Source):
         self._address, self._capture, self._connect = address, capture, connect
         self._chance = chance or random.Random()
         self._selection = Selection(0.0, capture.duration_s, capture.every)
-        self._slot: Slot[tuple[int, Grab]] = Slot(1, newest_wins=True)
+        self._slot: Slot[tuple[int, int, Grab]] = Slot(1, newest_wins=True)
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)  # of attempts, not of frames: those would wake it all the time
         self._attempts: list[Attempt] = []  # those whose thread has not come to its end
@@ -161,7 +161,7 @@ class LiveSource(Source):
         first_ns: int | None = None
         while True:
             try:
-                seq, grab = self._slot.get()
+                seq, stretch, grab = self._slot.get()
             except Closed:
                 break
             begun = time.perf_counter_ns()
@@ -184,6 +184,7 @@ class LiveSource(Source):
                 name=f"{seq:06d}",
                 decode_ms=decode_ms,
                 dropped=self.dropped,
+                stretch=stretch,
                 grabbed_ns=grab.grabbed_ns,
             )
         if self._error is not None:
@@ -238,11 +239,19 @@ class LiveSource(Source):
             return True
 
     def _take(self, attempt: Attempt, came: Grab | Lost | None) -> bool:
-        """Hand on what came; False: nobody wants more of it."""
+        """Hand on what came; False: nobody wants more of it.
+
+        Raises:
+            TimeoutError: nothing was taken for so long that what comes now has waited, nobody knows how long: this program
+                stood still. The stamp of its grab says nothing.
+        """
         with self._lock:
             if attempt.abandoned:
                 return False
-            attempt.heard = time.monotonic()
+            now = time.monotonic()
+            if attempt.heard is not None and now - attempt.heard > self._capture.read_timeout_s:
+                raise TimeoutError
+            attempt.heard = now
             if isinstance(came, Lost):
                 self._seq += 1
                 self._lose(came.reason)
@@ -252,7 +261,7 @@ class LiveSource(Source):
                 attempt.seen = self._since = attempt.heard
                 self._failures, self._good, self.trouble = 0, True, None
                 if self._taken and self._seq % self._selection.every == 0:
-                    self._slot.put((self._seq, came))
+                    self._slot.put((self._seq, self.reconnections, came))
                     self.dropped = self._lost + self._slot.dropped
                 self._seq += 1
             return True

@@ -137,6 +137,7 @@ class LoopedSource(Source):
                     stamp_ns=frame.stamp_ns + later_ns,
                     name=f"{frame.name}-{rounds + 1}" if rounds else frame.name,
                     dropped=self.dropped,
+                    stretch=rounds,
                 )
                 yield last
             lost_before += self._recording.dropped

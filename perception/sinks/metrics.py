@@ -15,9 +15,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from perception import __version__
-from perception.causes import Code
+from perception.causes import Code, encodable
 from perception.errors import tell
-from perception.freespace import Freespace, State, encodable
+from perception.freespace import Freespace, State
 from perception.sinks.base import Output, Sink
 from perception.sinks.server import Server
 from perception.status import Status

@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import cv2
+import numpy as np
+from numpy.typing import NDArray
 
 from perception.errors import BadInput
+from perception.freespace import Freespace
 from perception.overlay import draw
 from perception.sinks.base import Output, Sink
 
@@ -24,6 +27,7 @@ class WindowSink(Sink):
         self.target = Path("window")
         self.stopped = False
         self._opened = False
+        self._image: NDArray[np.uint8] | None = None  # the newest frame's
 
     def write(self, output: Output) -> None:
         if not self._opened:  # in the thread that draws: not every window system lets go of its first thread
@@ -32,7 +36,15 @@ class WindowSink(Sink):
             except cv2.error as error:
                 raise BadInput("--show needs an OpenCV with windows; opencv-python-headless has none") from error
             self._opened = True
-        cv2.imshow(TITLE, draw(output.frame.image, output.result))
+        self._image = output.frame.image
+        self._show(self._image, output.result)
+
+    def write_without_frame(self, result: Freespace) -> None:
+        if self._image is not None:  # else the last outlines would stay, as if they were still true
+            self._show(self._image // 2, result)
+
+    def _show(self, image: NDArray[np.uint8], result: Freespace) -> None:
+        cv2.imshow(TITLE, draw(image, result))
         key = cv2.waitKey(1) & 0xFF
         if key in (ord("q"), 27) or cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) < 1:
             self.stopped = True
