@@ -72,6 +72,9 @@ def read_yaml(kind: type[Section], path: Path) -> dict[str, Any]:
         tree = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot read the configuration: {error.strerror}") from error
+    except yaml.MarkedYAMLError as error:  # without the line itself: there may be a password in it
+        where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error.problem).split())}{where}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if tree is None:
@@ -82,16 +85,24 @@ def read_yaml(kind: type[Section], path: Path) -> dict[str, Any]:
 
 
 def describe(kind: type[Section], error: Any) -> str:
-    """One phrase for one validation error: the key's path, what is wrong, what would be right."""
+    """One phrase for one validation error: the key's path, what is wrong, what would be right. Secrets (fields that are not
+    in ``repr``) are not quoted."""
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        section: Any = kind
-        for part in error["loc"][:-1]:
-            fields = getattr(section, "model_fields", None)
-            section = fields[part].annotation if fields and part in fields else None
-        known = getattr(section, "model_fields", None)
+        known = getattr(annotation_of(kind, error["loc"][:-1]), "model_fields", None)
         return f"{key}: unknown key" + (f"; known here: {', '.join(known)}" if known else "")
     if error["type"] == "string_pattern_mismatch":
         return f"{key}: wanted WIDTHxHEIGHT such as 640x384, got {error['input']!r}"
+    fields = getattr(annotation_of(kind, error["loc"][:-1]), "model_fields", {})
+    secret = bool(error["loc"]) and error["loc"][-1] in fields and not fields[error["loc"][-1]].repr
     message = error["msg"][0].lower() + error["msg"][1:]
-    return f"{key}: {message}, got {error['input']!r}"
+    return f"{key}: {message}" + ("" if secret else f", got {error['input']!r}")
+
+
+def annotation_of(kind: type[Section], place: tuple[Any, ...]) -> Any:
+    """The type of what lies at ``place`` in the tree ``kind``; None where that is no section."""
+    section: Any = kind
+    for part in place:
+        fields = getattr(section, "model_fields", None)
+        section = fields[part].annotation if fields and part in fields else None
+    return section

@@ -18,7 +18,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class CaptureConfig(Section):
     """What is taken from the source."""
 
-    source: str | None = None  # as SOURCE on the command line; here, a password in it is not in the list of processes
+    # As SOURCE on the command line; a password in it is not in the list of processes here.
+    source: Annotated[str | None, Field(repr=False)] = None
     start_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 0.0
     duration_s: Annotated[float, Field(gt=0, le=LONGEST_S)] | None = None
     every: Annotated[int, Field(ge=1)] = 1
@@ -81,7 +82,7 @@ class HealthConfig(Section):
     least_sharpness: Annotated[float, Field(ge=0)] = 0.12  # finest details relative to coarse contrast; by day about 0.9
     defocus_fraction: Fraction = 0.15  # of the sharpness the camera used to have
     blind_after: Annotated[int, Field(ge=1)] = 3  # pictures in a row that are less sharp than that
-    frozen_s: Annotated[float, Field(gt=0)] | None = 0.5  # identical pictures for so long, live sources only; None: never
+    frozen_s: Annotated[float, Field(gt=0)] | None = 0.25  # identical pictures for so long, live sources only; None: never
     clear_s: Annotated[float, Field(ge=0)] = 0.3  # good pictures for so long before they are trusted again
 
 
@@ -109,7 +110,8 @@ class OutputConfig(Section):
     rerun: str | None = None  # .rrd
     serve: str | None = None  # HOST:PORT of the web page
     metrics: str | None = None  # HOST:PORT of Prometheus metrics
-    token: str | None = None  # asked of whoever wants the web page or metrics; needed unless they are for this machine alone
+    # Asked of whoever wants the web page or metrics; needed unless they are for this machine alone.
+    token: Annotated[str | None, Field(repr=False)] = None
     image_width: Annotated[int, Field(gt=0)] | None = 640  # of the pictures in MCAP and Rerun; None keeps the frame's
     image_quality: Annotated[int, Field(ge=1, le=100)] = 75  # of these, as JPEG
     append: bool = False  # go on where the run before ended
@@ -140,4 +142,6 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> Config:
     try:
         return read_settings(Config, path, {key: value for key, value in overrides.items() if value is not None})
     except ValueError as error:
-        raise BadInput(str(error)) from error
+        from perception.capture.uri import redacted  # its package reads settings itself
+
+        raise BadInput(redacted(str(error), whole=False)) from error

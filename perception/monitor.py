@@ -137,7 +137,7 @@ class Monitor:
         if trouble := self._source.trouble:
             causes.append(trouble)
         if age_ms > SLOW_PART * self.config.budget_ms:
-            text = f"The result took {age_ms:.0f} of the {self.config.budget_ms:g} ms that are allowed."
+            text = f"The result was {age_ms:.0f} ms old when it was there, {self.config.budget_ms:g} ms are allowed."
             causes.append(Cause(Code.SLOW, text))
         results, dropped = self._lately()
         if dropped > results:

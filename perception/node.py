@@ -31,9 +31,10 @@ from perception.slot import Closed, Slot
 from perception.stabilise import Stabiliser
 from perception.stability import Stability, StabilityFigures
 from perception.timing import Stages
-from perception.workers import CaptureThread, SinkThread, WatchdogThread
+from perception.workers import CaptureThread, SinkThread, WatchdogThread, names_of
 
 DEFAULTS = Config()
+OVER = Verdict("stale", False, (Cause(Code.ENDED, "The run is over."),))
 FRAMES_AHEAD = 3  # of a recording
 WAKE_S = 0.1  # how often a waiting loop looks whether it has been stopped
 SINK_CLOSING_S = 30.0  # a live run does not wait longer for an output to be finished
@@ -78,7 +79,6 @@ class Interpreter:
 
     def __init__(self, config: Config, engine: Engine, source: Source, monitor: Monitor) -> None:
         self._engine, self._monitor, self._continuous = engine, monitor, source.continuous
-        self.stability = Stability(config.polygons.threshold) if source.continuous else None
         self._stretch: int | None = None
         # Of separate images two may be the same.
         self.check = PictureCheck(config.health, monitor.live and source.continuous)
@@ -92,6 +92,7 @@ class Interpreter:
         wanted = (config.stabilise, config.polygons.threshold, config.polygons.plane)
         if wanted != self._steadied:  # else it goes on
             self._steadied = wanted
+            self.stability = Stability(config.polygons.threshold) if self._continuous else None
             steady = config.stabilise.enabled
             self.stabiliser = (
                 Stabiliser(config.stabilise, config.polygons.threshold)
@@ -208,7 +209,7 @@ def run(
     newest_counts = is_newest_only(source, config)
     waiting: Slot[Frame] = Slot(1, newest_wins=True) if newest_counts else Slot(FRAMES_AHEAD)
     capture = CaptureThread(source, waiting)
-    writers = [SinkThread(sink, summary.stages, monitor) for sink in sinks]
+    writers = [SinkThread(name, s, summary.stages, monitor) for name, s in zip(names_of(sinks), sinks, strict=True)]
     memory = next((sink for sink in sinks if isinstance(sink, service.Memory)), None)
     first_seq = memory.first_seq if memory and live else 0  # the frames of a recording have numbers of their own
     publishing = threading.Lock()
@@ -300,6 +301,8 @@ def run(
     if failure and live:
         monitor.failed(failure, failure is capture.error)
         report()
+    elif live:  # who listens must not take the last result for one that still holds
+        publish(without_frame(OVER, monitor, source, engine))
     if live:
         source.close()
     for writer in writers:  # all at once: one that hangs must not cost the others their time
@@ -332,7 +335,7 @@ def is_newest_only(source: Source, config: Config) -> bool:
 
 def ended(writers: Sequence[SinkThread], live: bool) -> bool:
     """Whether the outputs end the run: a recording wants all of them; a live run goes on while one works."""
-    failed = [writer.failed for writer in writers if not (live and writer.remembers)] or [w.failed for w in writers]
+    failed = [writer.failed for writer in writers if writer.listened or not live] or [w.failed for w in writers]
     return any(writer.stopped for writer in writers) or (bool(failed) and (all(failed) if live else any(failed)))
 
 

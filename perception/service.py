@@ -66,6 +66,7 @@ class Memory(Sink):
     """
 
     lossless = False
+    listened = False
 
     def __init__(self, path: Path) -> None:
         self.target = path

@@ -26,6 +26,7 @@ from perception.freespace import Freespace
 from perception.monitor import Monitor
 from perception.node import Summary, is_live, run
 from perception.sinks import Sink, check_outputs, open_sinks
+from perception.sinks.remarks import RemarksSink
 from perception.timing import PERCENTILES
 
 PROBLEMS_SHOWN = 20
@@ -62,6 +63,7 @@ def run_session(uri: str, config: Config, stop: threading.Event, reload: Reload 
             print_problems(source.problems)
             if not sinks:
                 tell("no output is asked for: results are counted and thrown away; give --serve, --polygons or another")
+            sinks.append(RemarksSink())
         try:
             with progress_bar(source) as advance:
                 summary = run(source, engine, sinks, config, stop, advance, monitor, changed)
@@ -190,7 +192,7 @@ def print_summary(summary: Summary, sinks: list[Sink]) -> None:
     written = [sink.made for sink in sinks if sink.made]
     for line in written:
         print(f"wrote {line}")
-    if not written and not sinks:
+    if not written and not any(sink.lossless for sink in sinks):
         print("nothing was written: give --out, --polygons, --masks or --contact-sheet")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from perception import service
@@ -48,8 +48,8 @@ class CaptureThread(threading.Thread):
 class SinkThread(threading.Thread):
     """Feeds one sink, and closes it whatever happens. Where nothing may wait for the sink, it gets the newest outputs."""
 
-    def __init__(self, sink: Sink, stages: Stages, monitor: Monitor) -> None:
-        super().__init__(name=type(sink).__name__.removesuffix("Sink").lower(), daemon=True)
+    def __init__(self, name: str, sink: Sink, stages: Stages, monitor: Monitor) -> None:
+        super().__init__(name=name, daemon=True)
         self.error: BaseException | None = None
         self._sink, self._stages, self._monitor = sink, stages, monitor
         waited_for = sink.lossless and not monitor.live
@@ -78,8 +78,6 @@ class SinkThread(threading.Thread):
         with suppress(Closed):  # it failed; the loop will see
             self._slot.put(output)
         if self._sink.lossless and self._slot.dropped > self._said:
-            if not self._said:
-                tell(f"{self._sink.target}: takes outputs more slowly than they come; the oldest are dropped")
             self._said = self._slot.dropped
             text = f"{self._sink.target} is too slow: {self._said} outputs were dropped."
             self._monitor.sink_trouble(self.name, Cause(Code.SINK_DROPPING, text))
@@ -95,9 +93,9 @@ class SinkThread(threading.Thread):
             self.error = FreespaceError(f"{self._sink.target}: could not be finished in time; it is not whole")
 
     @property
-    def remembers(self) -> bool:
-        """Whether it only serves the next start: nobody listens to it."""
-        return isinstance(self._sink, service.Memory)
+    def listened(self) -> bool:
+        """Whether somebody listens to it."""
+        return self._sink.listened
 
     def run(self) -> None:
         try:
@@ -136,7 +134,6 @@ class WatchdogThread(threading.Thread):
         super().__init__(name="watchdog", daemon=True)
         self.error: BaseException | None = None
         self._monitor, self._report = monitor, report
-        self._said: tuple[str, tuple[Code, ...]] = ("starting", ())
         self._done = threading.Event()
 
     def run(self) -> None:
@@ -159,17 +156,6 @@ class WatchdogThread(threading.Thread):
             if now - served >= SERVICE_S * 1e9:
                 served = now
                 service.heartbeat(self._monitor)
-                if self._monitor.live:
-                    self._say()
-
-    def _say(self) -> None:
-        """What has changed since it was said last, on stderr: a line a second at most, whatever happens."""
-        status = self._monitor.status()
-        now = status.state, tuple(cause.code for cause in status.causes)
-        if now != self._said:
-            self._said = now
-            why = " ".join(cause.text for cause in status.causes)
-            tell(f"{time.strftime('%H:%M:%S')} {status.state}{': ' if why else ''}{why}")
 
     def leave(self) -> None:
         """Say nothing more."""
@@ -185,3 +171,9 @@ def explained(error: BaseException, sink: Sink) -> BaseException:
     if isinstance(error, OSError):
         return FreespaceError(f"{sink.target}: cannot be written: {error.strerror or error}")
     return error
+
+
+def names_of(sinks: Sequence[Sink]) -> list[str]:
+    """A name for each, from its kind; numbered where there are more of a kind."""
+    kinds = [type(sink).__name__.removesuffix("Sink").lower() for sink in sinks]
+    return [f"{kind}{kinds[:i].count(kind) + 1}" if kinds.count(kind) > 1 else kind for i, kind in enumerate(kinds)]

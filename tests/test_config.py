@@ -80,6 +80,24 @@ def test_the_launch_file_lists_every_default() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "capture: rtsp://admin:hunter2@camera/",
+        "capture: {source: [rtsp://admin:hunter2@camera/]}",
+        "capture: {source: rtsp://admin:hunter2@camera/\nloop: [",
+        "output: {token: [hunter2]}",
+        "output: {token: 1234}\ncapture: {source: 5, every: hunter2}".replace("every: hunter2", "every: 0"),
+    ],
+)
+def test_what_is_secret_is_not_quoted(tmp_path: Path, text: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        load_config(write(tmp_path, text), {})
+    assert "hunter2" not in str(caught.value)
+    assert "1234" not in str(caught.value)
+    assert "hunter2" not in repr(load_config(None, {"capture.source": "rtsp://admin:hunter2@camera/"}))
+
+
 # -- Whatever stands in the file ---------------------------------------------------------------------------------------
 
 SECTIONS = list(Config.model_fields)

@@ -702,7 +702,7 @@ def test_halves_of_pictures_are_not_shown() -> None:
         assert taken == []
 
 
-def test_the_beginning_of_a_picture_is_known(tmp_path: Path) -> None:
+def test_the_beginning_of_a_picture_is_known() -> None:
     """Against an encoder's own slices: the first one of each picture, and no other one."""
     codec = av.CodecContext.create("libx264", "w")
     codec.width, codec.height, codec.pix_fmt, codec.framerate = 320, 160, "yuv420p", Fraction(25)

@@ -82,6 +82,7 @@ class Witness(Sink):
         self.outputs: list[Output] = []
         self.wrong: list[str] = []
         self.lossless = lossless
+        self.over = False  # whether it was said that the run is
         self._delay_s, self._error = delay_s, error
 
     def write(self, output: Output) -> None:
@@ -95,9 +96,11 @@ class Witness(Sink):
         self.results.append(output.result)
 
     def write_without_frame(self, result: Freespace) -> None:
-        if result.valid or result.polygons or not result.causes:
+        if result.valid or result.polygons or not result.causes or self.over:
             self.wrong.append(f"without a frame: {result}")
-        self.results.append(result)
+        self.over = (result.state, [c.code for c in result.causes]) == ("stale", [Code.ENDED])
+        if not self.over:
+            self.results.append(result)
 
     def close(self) -> None:
         pass
@@ -147,6 +150,7 @@ def test_a_steady_camera_runs(tiny_engine: Engine) -> None:
     assert summary.frames + summary.dropped == 60
     assert summary.invalid.total() <= 2, "the first may be late: the engine warms up"
     assert witness.states[-1] == "running"
+    assert witness.over, "the last word is that nothing holds any more"
     assert all(r.latency_ms["age"] < BUDGET_MS for r in witness.results if r.valid)
 
 
@@ -185,7 +189,7 @@ def test_a_source_that_never_begins_is_starting(tiny_engine: Engine) -> None:
 def test_a_network_that_is_too_slow_gives_nothing_valid(tiny_engine: Engine) -> None:
     engine: Any = Slowly(tiny_engine, lambda i: 0.2)
     witness, summary = watch(Script(lambda s: steadily(60)), engine)
-    assert summary.invalid["result_late"] == summary.frames > 2
+    assert summary.invalid["result_late"] >= summary.frames > 2
     assert not any(r.valid for r in witness.results)
     assert Code.LATE in witness.codes("stale")
 
@@ -282,7 +286,7 @@ def test_a_frozen_camera_is_blind(tiny_engine: Engine) -> None:
     assert witness.results[-1].valid
 
 
-def test_a_slow_output_slows_nothing(tiny_engine: Engine, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_slow_output_slows_nothing(tiny_engine: Engine) -> None:
     slow, viewer, quick = Slow(delay_s=0.2), Viewer(delay_s=0.2, lossless=False), Witness()
     summary = run(Script(lambda s: steadily(80)), tiny_engine, [slow, viewer, quick], UNCHECKED)
     assert len(quick.outputs) == summary.frames
@@ -290,7 +294,6 @@ def test_a_slow_output_slows_nothing(tiny_engine: Engine, capfd: pytest.CaptureF
     assert summary.dropped_by["slot"] < 20
     assert len(slow.outputs) < 60
     assert Code.SINK_DROPPING in quick.codes("degraded")
-    assert "takes outputs more slowly than they come" in capfd.readouterr().err
     assert summary.dropped_by["slow"] > 0
     assert "viewer" not in summary.dropped_by, "it is shown what it has time for"
 

@@ -212,14 +212,14 @@ def test_a_frozen_camera_is_frozen_after_it_was_opened_again() -> None:
 
 
 def test_going_round_old_buffers_is_frozen_too() -> None:
-    codes = said(PictureCheck(HealthConfig(), live=True), drive() * 10)
+    codes = said(PictureCheck(HealthConfig(frozen_s=0.5), live=True), drive() * 10)
     assert codes[:15] == [[]] * 15
     assert [Code.FROZEN] in codes[15:18]
     assert all(Code.FROZEN in c for c in codes[18:])
 
 
 def test_a_camera_that_repeats_its_stamp_is_frozen() -> None:
-    check = PictureCheck(HealthConfig(), live=True)
+    check = PictureCheck(HealthConfig(frozen_s=0.5), live=True)
     codes = [[c.code for c in check.look(at(drive()[0], 5.0, grabbed_s=5.0 + 0.2 * i))] for i in range(4)]
     assert codes == [[], [], [], [Code.FROZEN]]
 

@@ -38,11 +38,13 @@ class Sink(ABC):
         target: the file, folder or device it writes to.
         made: what there is to tell the user once it is closed, e.g. the file's path.
         lossless: whether a recording waits for it; viewers are not waited for. Of a live source nothing is.
+        listened: whether somebody listens to it; without one such output that works, a live run is over.
     """
 
     target: Path
     made: str = ""
     lossless: bool = True
+    listened: bool = True
 
     def write_without_frame(self, result: Freespace) -> None:  # noqa: B027 - most have nothing to draw then
         """Take a result that says only why there is none: ``valid`` is False, ``seq`` that of the newest result before it."""
