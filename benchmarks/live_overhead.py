@@ -2,8 +2,7 @@
 
     python -m benchmarks.live_overhead --clip drive.mp4 --out benchmarks/results/NAME.json
 
-Every part is timed by itself on the frames and scores of the clip, in one thread, after a warm-up; the share is that of the
-network's own time on the same frames.
+Every part is timed by itself on the frames and scores of the clip, in one thread, after a warm-up.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,12 +26,15 @@ from perception.capture import Selection, Source, open_source
 from perception.config import Config, HealthConfig, LoopConfig, StabiliseConfig
 from perception.demo import ClipUnavailable, fetch_clip
 from perception.freespace import Freespace
+from perception.lookout import Lookout, Sight
 from perception.monitor import Monitor
 from perception.node import Interpreter
-from perception.pictures import PictureCheck
 from perception.slot import Slot
 from perception.stabilise import Stabiliser
 from perception.stability import Stability
+
+ON_THE_WAY = ("stabiliser", "judgement", "put", "take")
+BESIDE = ("checks of the picture", "figures of steadiness")  # in the capture thread; after the result went out
 
 
 def main() -> None:
@@ -48,11 +51,11 @@ def main() -> None:
     with open_source(clip, Selection(duration_s=arguments.seconds)) as source, open_engine() as engine:
         monitor = Monitor(source, LoopConfig(), live=True)
         plain = Config(health=HealthConfig(enabled=False), stabilise=StabiliseConfig(enabled=False))
-        interpreter = Interpreter(plain, engine, source, monitor)
+        interpreter = Interpreter(plain, engine, source.continuous, monitor)
         times = measure(source, engine, interpreter, monitor)
     rows = {name: percentiles(values[len(values) // 10 :]) for name, values in times.items()}
-    parts = [name for name in rows if name not in ("infer", "polygons and result")]
-    rows["all that is live"] = percentiles(np.sum([times[name] for name in parts], axis=0)[len(times["infer"]) // 10 :])
+    for title, parts in (("on the way of a result", ON_THE_WAY), ("beside it", BESIDE)):
+        rows[title] = percentiles(np.sum([times[name] for name in parts], axis=0)[len(times["infer"]) // 10 :])
     report = {"milliseconds": rows, "clip": Path(clip).name, "frames": len(times["infer"]), "machine": machine()}
     for name, row in rows.items():
         print(f"{name:<22}" + "  ".join(f"{p} {v:7.3f}" for p, v in row.items()))
@@ -63,7 +66,7 @@ def main() -> None:
 
 def measure(source: Source, engine: Any, interpreter: Interpreter, monitor: Monitor) -> dict[str, list[float]]:
     """Milliseconds of every part for every frame."""
-    check, stabiliser, stability = PictureCheck(HealthConfig(), live=True), Stabiliser(StabiliseConfig()), Stability()
+    lookout, stabiliser, stability = Lookout(HealthConfig(), True, True), Stabiliser(StabiliseConfig()), Stability()
     slot: Slot[Any] = Slot(1, newest_wins=True)
     times: dict[str, list[float]] = {}
 
@@ -75,16 +78,18 @@ def measure(source: Source, engine: Any, interpreter: Interpreter, monitor: Moni
 
     for frame in source.frames():
         frame = replace(frame, grabbed_ns=time.perf_counter_ns())
-        seen = timed("checks of the picture", partial(check.look, frame))
+        sight: Future[Sight] = Future()
+        seen = timed("checks of the picture", partial(lookout.look, frame))
+        sight.set_result(seen)
         timed("infer", partial(engine.submit, [frame.image]))
-        output = timed("polygons and result", partial(interpreter.read, frame, time.perf_counter_ns(), 0))
+        output = timed("polygons and result", partial(interpreter.read, frame, sight, time.perf_counter_ns(), 0))
         steady = timed("stabiliser", partial(stabiliser.steady, output.scores, frame.stamp_ns))
         timed("figures of steadiness", partial(stability.add, steady, frame.stamp_ns))
 
         def judge(frame: Any = frame, result: Freespace = output.result, seen: Any = seen) -> None:
             monitor.turn()
             monitor.begin()
-            monitor.judge(frame, seen)
+            monitor.judge(frame, list(seen.causes))
             monitor.published(result, frame)
 
         timed("judgement", judge)

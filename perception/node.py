@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 import cv2
@@ -23,8 +24,8 @@ from perception.causes import Cause, Code
 from perception.config import Config
 from perception.frame import Frame
 from perception.freespace import Freespace
+from perception.lookout import Lookout, Sight, Sighted
 from perception.monitor import Monitor, Verdict, blinds
-from perception.pictures import PictureCheck
 from perception.polygons import extract
 from perception.sinks.base import Output, Sink
 from perception.slot import Closed, Slot
@@ -77,18 +78,15 @@ class Summary:
 class Interpreter:
     """From scores to results, one frame after the other: what was there before steadies what comes."""
 
-    def __init__(self, config: Config, engine: Engine, source: Source, monitor: Monitor) -> None:
-        self._engine, self._monitor, self._continuous = engine, monitor, source.continuous
-        self._stretch: int | None = None
-        # Of separate images two may be the same.
-        self.check = PictureCheck(config.health, monitor.live and source.continuous)
+    def __init__(self, config: Config, engine: Engine, continuous: bool, monitor: Monitor) -> None:
+        self._engine, self._monitor, self._continuous = engine, monitor, continuous
+        self._scene: int | None = None
         self._steadied: tuple[object, ...] = ()
         self.configure(config)
 
     def configure(self, config: Config) -> None:
         """Go on with other settings. Raises `ModelError`: the model has no such plane."""
         self.config, self.plane = config, self._engine.contract.plane_index(config.polygons.plane)
-        self.check.configure(config.health)
         wanted = (config.stabilise, config.polygons.threshold, config.polygons.plane)
         if wanted != self._steadied:  # else it goes on
             self._steadied = wanted
@@ -100,19 +98,22 @@ class Interpreter:
                 else None
             )
 
-    def read(self, frame: Frame, started: int, dropped: int) -> Output:
+    def read(self, frame: Frame, sight: Future[Sight], started: int, dropped: int) -> Output:
         """Take the scores of the frame handed in at ``started`` (ns, ``perf_counter``) and find its polygons.
 
         Args:
+            sight: what is to be said of the picture.
             dropped: frames lost before this one for want of time.
         """
         scores = self._engine.collect()
         plane = scores.values[0, self.plane]
         segmented = time.perf_counter_ns()
-        seen, polygons = self.look(frame), []
-        if blinds(seen):
-            self.forget()  # nobody knows what has changed meanwhile
-        else:
+        looked, polygons = sight.result(), []
+        seen = list(looked.causes)
+        if blinds(seen) or looked.scene != self._scene:  # nobody knows what has changed meanwhile
+            self._scene = looked.scene
+            self.forget()
+        if not blinds(seen):
             if self.stabiliser:
                 plane = self.stabiliser.steady(plane, frame.stamp_ns)
             polygons = extract(plane, scores.resamplings[0], self.config.polygons.plane, self.config.polygons)
@@ -120,8 +121,6 @@ class Interpreter:
         verdict = self._monitor.judge(frame, seen)
         if not verdict.valid:
             plane = np.zeros_like(plane)
-        elif self.stability:
-            self.stability.add(plane, frame.stamp_ns)
         copies = {"h2d": scores.timings.h2d_ms, "d2h": scores.timings.d2h_ms} if scores.timings.d2h_ms else {}
         latency_ms = {
             "decode": frame.decode_ms,
@@ -152,16 +151,10 @@ class Interpreter:
         )
         return Output(frame, result, plane, scores.resamplings[0])
 
-    def look(self, frame: Frame) -> list[Cause]:
-        """What speaks against the picture. After a cut, or another picture altogether, nothing before it counts."""
-        if not self._continuous or frame.stretch != self._stretch:
-            self._stretch = frame.stretch
-            self.forget()
-            self.check.reset()
-        seen = self.check.look(frame)
-        if any(cause.code is Code.SCENE_CUT for cause in seen):
-            self.forget()
-        return seen
+    def measure(self, output: Output) -> None:
+        """Take a result into the figures of steadiness; once it is published, for that has time."""
+        if self.stability and output.result.valid:
+            self.stability.add(output.scores, output.frame.stamp_ns)
 
     def forget(self) -> None:
         for memory in (self.stabiliser, self.stability):
@@ -172,12 +165,16 @@ class Interpreter:
 def process(source: Source, engine: Engine, config: Config = DEFAULTS) -> Iterator[Output]:
     """Each frame of ``source`` with its result, one after the other in the caller's thread: as `run`, without threads."""
     monitor = Monitor(source, config.loop, is_live(source, config))
-    interpreter = Interpreter(config, engine, source, monitor)
+    lookout = Lookout(config.health, monitor.live, source.continuous)
+    interpreter = Interpreter(config, engine, source.continuous, monitor)
     for frame in source.frames():
         started = time.perf_counter_ns()
         engine.submit([frame.image])
-        output = interpreter.read(frame, started, 0)
+        sight: Future[Sight] = Future()
+        sight.set_result(lookout.look(frame))
+        output = interpreter.read(frame, sight, started, 0)
         monitor.published(output.result, frame)
+        interpreter.measure(output)
         yield output
 
 
@@ -207,8 +204,9 @@ def run(
     monitor = monitor or Monitor(source, config.loop, is_live(source, config), engine.contract.sha256, engine.name)
     live, summary = monitor.live, Summary()
     newest_counts = is_newest_only(source, config)
-    waiting: Slot[Frame] = Slot(1, newest_wins=True) if newest_counts else Slot(FRAMES_AHEAD)
-    capture = CaptureThread(source, waiting)
+    waiting: Slot[Sighted] = Slot(1, newest_wins=True) if newest_counts else Slot(FRAMES_AHEAD)
+    lookout = Lookout(config.health, live, source.continuous)
+    capture = CaptureThread(source, waiting, lookout)
     writers = [SinkThread(name, s, summary.stages, monitor) for name, s in zip(names_of(sinks), sinks, strict=True)]
     memory = next((sink for sink in sinks if isinstance(sink, service.Memory)), None)
     first_seq = memory.first_seq if memory and live else 0  # the frames of a recording have numbers of their own
@@ -239,20 +237,21 @@ def run(
     started = time.perf_counter()
     for thread in (capture, *writers, watchdog):
         thread.start()
-    submitted: deque[tuple[Frame, int, int]] = deque()
+    submitted: deque[tuple[Frame, Future[Sight], int, int]] = deque()
     failure: BaseException | None = None
     cv2_threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # for tasks of less than a millisecond its threads only fight with the network's
     try:
-        interpreter = Interpreter(config, engine, source, monitor)
+        interpreter = Interpreter(config, engine, source.continuous, monitor)
         service.notify("READY=1")
         while not stop.is_set() and not ended(writers, live) and not watchdog.error:
             monitor.turn()
             if changed and (settings := changed()):
                 interpreter.configure(settings)
+                lookout.configure(settings.health)
             if len(submitted) < engine.depth:
                 try:  # a frame that is on its way already must not wait for one that is not there yet
-                    frame = waiting.get(0 if submitted else WAKE_S)
+                    frame, sight = waiting.get(0 if submitted else WAKE_S)
                     monitor.lost(waiting.dropped)
                     if newest_counts and (time.perf_counter_ns() - frame.grabbed_ns) / 1e6 > config.loop.budget_ms:
                         waiting.drop()  # its result could not be valid
@@ -263,7 +262,7 @@ def run(
                         name = f"{seq:06d}" if frame.name == f"{frame.seq:06d}" else frame.name
                         frame = replace(frame, seq=seq, name=name)
                     monitor.begin()
-                    submitted.append((frame, time.perf_counter_ns(), waiting.dropped_before))
+                    submitted.append((frame, sight, time.perf_counter_ns(), waiting.dropped_before))
                     engine.submit([frame.image])
                     continue
                 except TimeoutError:
@@ -279,6 +278,7 @@ def run(
                 summary.frames += 1
                 with publishing:
                     result = publish(output)
+                interpreter.measure(output)
                 if on_result:
                     on_result(result)
         summary.interrupted = stop.is_set()

@@ -68,9 +68,7 @@ class Measures:
 
 def measure(image: NDArray[np.uint8]) -> Measures:
     """Measure ``image``, uint8 ``(H, W, 3)``, BGR, of any size."""
-    step = max(1, min(image.shape[1] // GRID[0], image.shape[0] // GRID[1]))
-    green = np.ascontiguousarray(image[::step, ::step, 1])
-    grid = np.asarray(cv2.resize(green, GRID, interpolation=cv2.INTER_NEAREST), np.uint8)
+    grid = np.asarray(cv2.extractChannel(cv2.resize(image, GRID, interpolation=cv2.INTER_NEAREST), 1), np.uint8)
     cells = np.asarray(cv2.resize(grid, CELLS, interpolation=cv2.INTER_AREA), np.uint8)
     brightest = cells.size - cells.size // 100 - 1
     sharpness, noise = _sharpness(image)
@@ -119,10 +117,13 @@ def _sharpness(image: NDArray[np.uint8]) -> tuple[float | None, float]:
     count = height // spacing
     if count == 0 or width <= COARSE * step:
         return None, 0.0
-    lines = image[: count * spacing].reshape(count, spacing, width, 3)[:, : 3 * step : step, : width // step * step, 1]
-    rows = lines[:, :, ::step].astype(np.int16)
+    lines = image[: count * spacing].reshape(count, spacing, width, 3)[:, : 3 * step : step, : width // step * step]
+    # Rows copied whole, then one channel of them by OpenCV: half the time of numpy's single bytes here and there.
+    green = np.asarray(cv2.extractChannel(np.ascontiguousarray(lines).reshape(count * 3, -1, 3), 1), np.uint8)
+    green = green.reshape(count, 3, -1)
+    rows = green[:, :, ::step].astype(np.int16)
     if step > 1:  # two pixels have less noise than one
-        rows += lines[:, :, 1::step]
+        rows += green[:, :, 1::step]
         rows >>= 1
     middle = rows[:, 1]
     along = np.abs(2 * middle[:, 1:-1] - middle[:, :-2] - middle[:, 2:])

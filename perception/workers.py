@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 
 from perception import service
 from perception.capture.base import Source
 from perception.causes import Cause, Code
 from perception.errors import FreespaceError, tell
-from perception.frame import Frame
 from perception.freespace import Freespace
+from perception.lookout import Lookout, Sighted
 from perception.monitor import Monitor, Verdict
 from perception.sinks.base import Output, Sink
 from perception.slot import Closed, Slot
@@ -24,17 +25,19 @@ SERVICE_S = 1.0  # how often the service manager hears of us
 
 
 class CaptureThread(threading.Thread):
-    """Reads the source ahead of inference. ``error`` holds what ended it early."""
+    """Reads the source ahead of inference, and looks at each picture once it is on its way. ``error``: what ended it early."""
 
-    def __init__(self, source: Source, slot: Slot[Frame]) -> None:
+    def __init__(self, source: Source, slot: Slot[Sighted], lookout: Lookout) -> None:
         super().__init__(name="capture", daemon=True)
         self.error: BaseException | None = None
-        self._source, self._slot = source, slot
+        self._source, self._slot, self._lookout = source, slot, lookout
 
     def run(self) -> None:
         try:
             for frame in self._source.frames():
-                self._slot.put(frame)
+                sighted = Sighted(frame, Future())
+                self._slot.put(sighted)
+                self._lookout.fulfil(sighted)
         except Closed:
             pass
         except OSError as error:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,12 @@ from perception.config import Config, HealthConfig, LoopConfig, StabiliseConfig
 from perception.errors import FreespaceError
 from perception.frame import Frame
 from perception.freespace import Freespace
+from perception.lookout import Lookout, Sight, Sighted
 from perception.monitor import Monitor
 from perception.node import Interpreter, run
 from perception.service import Memory
 from perception.sinks.base import Output, Sink
 from perception.sinks.window import WindowSink
-from perception.stability import Stability
 
 BUDGET_MS = 150
 SETTINGS = Config(loop=LoopConfig(budget_ms=BUDGET_MS, invalid_hz=20), stabilise=StabiliseConfig(enabled=False))
@@ -198,13 +199,13 @@ def test_a_result_that_is_held_up_after_it_was_judged_is_not_valid(
     tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a machine that swaps, or by SIGSTOP, in just that moment."""
-    count, add = iter(range(1000)), Stability.add
+    count, begin = iter(range(1000)), Freespace.__post_init__
 
-    def late(*arguments: Any) -> None:
-        time.sleep(0.4 if next(count) == 10 else 0)
-        add(*arguments)
+    def late(result: Freespace) -> None:
+        time.sleep(0.4 if result.valid and next(count) == 10 else 0)
+        begin(result)
 
-    monkeypatch.setattr(Stability, "add", late)
+    monkeypatch.setattr(Freespace, "__post_init__", late)
     witness, _ = watch(Script(lambda s: steadily(40)), tiny_engine)
     assert all(r.latency_ms["age"] < BUDGET_MS + SLACK_MS for r in witness.results if r.valid)
 
@@ -488,14 +489,16 @@ def test_after_a_blind_picture_and_in_another_stretch_nothing_is_held(tiny_engin
     source.live = False
     settings = Config(health=HealthConfig(clear_s=0.0))
     monitor = Monitor(source, settings.loop, False)
-    interpreter = Interpreter(settings, tiny_engine, source, monitor)
+    lookout, interpreter = Lookout(settings.health, False, True), Interpreter(settings, tiny_engine, True, monitor)
     fresh = []
     for frame in source.frames():
         tiny_engine.submit([frame.image])
         held = interpreter.stabiliser
         assert held
         reset, held.reset = held.reset, lambda: fresh.append(frame.seq)  # noqa: B023
-        interpreter.read(frame, 0, 0)
+        sight: Future[Sight] = Future()
+        lookout.fulfil(Sighted(frame, sight))
+        interpreter.read(frame, sight, 0, 0)
         held.reset = reset
     assert fresh == [0, 5, 20]
 
