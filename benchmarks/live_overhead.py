@@ -58,7 +58,7 @@ def main() -> None:
         rows[title] = percentiles(np.sum([times[name] for name in parts], axis=0)[len(times["infer"]) // 10 :])
     report = {"milliseconds": rows, "clip": Path(clip).name, "frames": len(times["infer"]), "machine": machine()}
     for name, row in rows.items():
-        print(f"{name:<22}" + "  ".join(f"{p} {v:7.3f}" for p, v in row.items()))
+        print(f"{name:<24}" + "  ".join(f"{p} {v:7.3f}" for p, v in row.items()))
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(report, indent=1) + "\n")

@@ -149,7 +149,7 @@ class Interpreter:
             causes=list(verdict.causes),
             published_ns=time.time_ns(),
         )
-        return Output(frame, result, plane, scores.resamplings[0])
+        return Output(frame, result, plane, scores.resamplings[0], self.config.polygons)
 
     def measure(self, output: Output) -> None:
         """Take a result into the figures of steadiness; once it is published, for that has time."""

@@ -30,7 +30,7 @@ from conftest import (
     write_image,
 )
 
-from perception.config import OutputConfig, PolygonConfig
+from perception.config import OutputConfig
 from perception.errors import BadInput
 from perception.freespace import Freespace
 from perception.overlay import draw
@@ -237,7 +237,7 @@ def half_scores(height: int = 32, width: int = 64) -> Image:
 def test_masks_are_black_and_white_in_the_size_of_the_source(tmp_path: Path) -> None:
     sizes = [(128, 64), (256, 128), (33, 70)]
     outputs = [make_output(road_image(*size), i, scores=half_scores()) for i, size in enumerate(sizes)]
-    sink = feed(MaskSink(tmp_path, PolygonConfig(), False), outputs)
+    sink = feed(MaskSink(tmp_path, False), outputs)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["000000.png", "000001.png", "000002.png"]
     for output in outputs:
         width, height = output.frame.size
@@ -250,7 +250,7 @@ def test_masks_are_black_and_white_in_the_size_of_the_source(tmp_path: Path) -> 
 
 
 def test_mask_of_no_road_is_black(tmp_path: Path) -> None:
-    feed(MaskSink(tmp_path, PolygonConfig(), False), [make_output(road_image(), scores=np.zeros((32, 64), np.uint8))])
+    feed(MaskSink(tmp_path, False), [make_output(road_image(), scores=np.zeros((32, 64), np.uint8))])
     mask = cv2.imread(str(tmp_path / "000000.png"), cv2.IMREAD_UNCHANGED)
     assert mask.shape == (64, 128)
     assert not mask.any()
@@ -259,16 +259,16 @@ def test_mask_of_no_road_is_black(tmp_path: Path) -> None:
 def test_existing_mask_is_replaced_only_when_asked(tmp_path: Path) -> None:
     (tmp_path / "000000.png").write_bytes(b"precious")
     with pytest.raises(BadInput, match=r"000000\.png: exists already"):
-        MaskSink(tmp_path, PolygonConfig(), False).write(make_output(road_image()))
+        MaskSink(tmp_path, False).write(make_output(road_image()))
     assert (tmp_path / "000000.png").read_bytes() == b"precious"
-    feed(MaskSink(tmp_path, PolygonConfig(), True), [make_output(road_image())])
+    feed(MaskSink(tmp_path, True), [make_output(road_image())])
     assert cv2.imread(str(tmp_path / "000000.png"), cv2.IMREAD_UNCHANGED).all()
 
 
 def test_masks_do_not_replace_one_another(tmp_path: Path) -> None:
     """The name under which one is being written may be the final name of another."""
     outputs = [make_output(road_image(), i, name=name) for i, name in enumerate(["a.part", "a"])]
-    feed(MaskSink(tmp_path, PolygonConfig(), False), outputs)
+    feed(MaskSink(tmp_path, False), outputs)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.part.png", "a.png"]
 
 

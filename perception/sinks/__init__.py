@@ -121,7 +121,7 @@ def begin_sinks(config: Config, fps: float | None, status: Callable[[], Status])
     if output.masks:
         from perception.sinks.masks import MaskSink
 
-        yield MaskSink(Path(output.masks), config.polygons, output.overwrite)
+        yield MaskSink(Path(output.masks), output.overwrite)
     if output.contact_sheet:
         from perception.sinks.contact_sheet import ContactSheetSink
 

@@ -11,9 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.preprocess import Resampling
+from perception.config import PolygonConfig
 from perception.errors import BadInput
 from perception.frame import Frame
 from perception.freespace import Freespace
+
+DEFAULTS = PolygonConfig()
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,14 @@ class Output:
     Attributes:
         scores: uint8 ``(h, w)`` of the chosen plane, at the network's size.
         resampling: how the frame was brought to that size.
+        polygons: how the result's polygons came from the scores.
     """
 
     frame: Frame
     result: Freespace
     scores: NDArray[np.uint8]
     resampling: Resampling
+    polygons: PolygonConfig = DEFAULTS
 
 
 class Sink(ABC):

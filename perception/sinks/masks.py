@@ -7,7 +7,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from perception.config import PolygonConfig
 from perception.errors import BadInput
 from perception.polygons import exact_mask
 from perception.sinks.base import Output, Sink, write_whole
@@ -19,15 +18,15 @@ class MaskSink(Sink):
     They hold the same regions as the polygons, before simplification.
     """
 
-    def __init__(self, folder: Path, config: PolygonConfig, overwrite: bool) -> None:
-        self.target, self._config, self._overwrite = folder, config, overwrite
+    def __init__(self, folder: Path, overwrite: bool) -> None:
+        self.target, self._overwrite = folder, overwrite
         self._count = 0
 
     def write(self, output: Output) -> None:
         path = self.target / f"{output.frame.name}.png"
         if path.exists() and not self._overwrite:
             raise BadInput(f"{path}: exists already; give --overwrite to replace it")
-        mask = exact_mask(output.scores, output.resampling, self._config)
+        mask = exact_mask(output.scores, output.resampling, output.polygons)
         _, png = cv2.imencode(".png", mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])
         write_whole(path, np.asarray(png).tobytes())
         self._count += 1
