@@ -54,10 +54,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="of the clip, per round")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
-    try:
-        clip = arguments.clip or fetch_clip()
-    except ClipUnavailable as error:
-        parser.error(f"no clip ({error}); give one with --clip")
+    clip = arguments.clip or demo_clip(parser)
 
     engines = {
         name: open_engine(arguments.model, name, throughput=True) for name in arguments.backend or ("onnxruntime", "openvino")
@@ -107,6 +104,14 @@ def main() -> None:
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def demo_clip(parser: argparse.ArgumentParser) -> Path:
+    """The demo's clip; ends the program with a sentence where it cannot be had."""
+    try:
+        return fetch_clip()
+    except ClipUnavailable as error:
+        parser.error(f"no clip ({error}); give one with --clip")
 
 
 def freespace_round(engine: Engine, clip: Path, seconds: float, video: bool, kept: list[Summary]) -> tuple[int, float]:

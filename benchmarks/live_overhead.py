@@ -20,11 +20,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from benchmarks.end_to_end import machine
+from benchmarks.end_to_end import demo_clip, machine
 from engine import open_engine
 from perception.capture import Selection, Source, open_source
 from perception.config import Config, HealthConfig, LoopConfig, StabiliseConfig
-from perception.demo import ClipUnavailable, fetch_clip
 from perception.freespace import Freespace
 from perception.lookout import Lookout, Sight
 from perception.monitor import Monitor
@@ -43,10 +42,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0, help="of the clip")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
-    try:
-        clip = arguments.clip or str(fetch_clip())
-    except ClipUnavailable as error:
-        parser.error(f"no clip ({error}); give one with --clip")
+    clip = arguments.clip or str(demo_clip(parser))
     cv2.setNumThreads(1)
     with open_source(clip, Selection(duration_s=arguments.seconds)) as source, open_engine() as engine:
         monitor = Monitor(source, LoopConfig(), live=True)

@@ -12,10 +12,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from benchmarks.end_to_end import demo_clip
 from engine import open_engine
 from perception.capture import Selection, open_source
 from perception.config import PolygonConfig
-from perception.demo import ClipUnavailable, fetch_clip
 from perception.polygons import extract
 
 REPEATS = 10
@@ -26,10 +26,7 @@ def main() -> None:
     parser.add_argument("--clip", type=Path, help="720p video; the demo's clip by default")
     parser.add_argument("--every", type=int, default=5, help="take one frame of every N")
     arguments = parser.parse_args()
-    try:
-        clip = arguments.clip or fetch_clip()
-    except ClipUnavailable as error:
-        parser.error(f"no clip ({error}); give one with --clip")
+    clip = arguments.clip or demo_clip(parser)
     cv2.setNumThreads(1)
     config = PolygonConfig()
     with open_engine() as engine, open_source(str(clip), Selection(every=arguments.every)) as source:

@@ -27,8 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.end_to_end import machine
-from perception.demo import ClipUnavailable, fetch_clip
+from benchmarks.end_to_end import demo_clip, machine
 
 LOOK_S = 5.0
 WARM_UP = 0.1  # of the time
@@ -56,10 +55,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
-    try:
-        clip = arguments.clip or str(fetch_clip())
-    except ClipUnavailable as error:
-        parser.error(f"no clip ({error}); give one with --clip")
+    clip = arguments.clip or str(demo_clip(parser))
     with tempfile.TemporaryDirectory() as folder:
         polygons = Path(folder) / "soak.jsonl"
         command = ["run", clip, "--realtime", "--loop", "--polygons", str(polygons), "--rotate-mb", "64"]

@@ -121,24 +121,32 @@ class Monitor:
         """
         if blinds(seen):
             return Verdict("blind", False, tuple(seen))
-        age_ms = (self._clock() - frame.grabbed_ns) / MS
-        budget = self.config.budget_ms
-        if self.live and age_ms > budget:
-            text = f"The result was {age_ms:.0f} ms old when it was there, {budget:g} ms are allowed."
-            return Verdict("stale", False, (Cause(Code.LATE, text),))
-        causes = [*seen, *self._burdens(age_ms)]
+        if late := self.late(frame):
+            return late
+        causes = [*seen, *self._burdens(frame)]
         return Verdict("degraded" if causes else "running", True, tuple(causes))
 
-    def _burdens(self, age_ms: float) -> list[Cause]:
+    def late(self, frame: Frame) -> Verdict | None:
+        """That the result of ``frame`` is too old at this moment; None while it is not."""
+        cause = self._aged(frame, Code.LATE, self.config.budget_ms)
+        return Verdict("stale", False, (cause,)) if cause else None
+
+    def _aged(self, frame: Frame, code: Code, allowed_ms: float) -> Cause | None:
+        """``code`` where ``frame`` is older than ``allowed_ms``, and ages count."""
+        age_ms = (self._clock() - frame.grabbed_ns) / MS
+        if not self.live or age_ms <= allowed_ms:
+            return None
+        return Cause(code, f"The result was {age_ms:.0f} ms old when it was there, {self.config.budget_ms:g} ms are allowed.")
+
+    def _burdens(self, frame: Frame) -> list[Cause]:
         """What is wrong without making the result wrong."""
         if not self.live:
             return []
         causes = []
         if trouble := self._source.trouble:
             causes.append(trouble)
-        if age_ms > SLOW_PART * self.config.budget_ms:
-            text = f"The result was {age_ms:.0f} ms old when it was there, {self.config.budget_ms:g} ms are allowed."
-            causes.append(Cause(Code.SLOW, text))
+        if slow := self._aged(frame, Code.SLOW, SLOW_PART * self.config.budget_ms):
+            causes.append(slow)
         results, dropped = self._lately()
         if dropped > results:
             text = f"Of the frames of the last {RECENT_S:g} s, {dropped} of {dropped + results} were dropped."
@@ -197,7 +205,7 @@ class Monitor:
             self._counts["frames"] += 1
             self._latency.add_all(result.latency_ms)
             now = self._clock()
-            self._recent.append((now, self._counts["frames"], self._dropped()))
+            self._recent.append((now, self._counts["frames"], sum(self.dropped.values())))
             while len(self._recent) > 1 and now - self._recent[0][0] > RECENT_S * 1e9:
                 self._recent.popleft()
 
@@ -215,9 +223,6 @@ class Monitor:
     def dropped(self) -> dict[str, int]:
         """Frames lost so far, by place."""
         return {"source": self._source.dropped, "slot": self._slot_dropped}
-
-    def _dropped(self) -> int:
-        return self._source.dropped + self._slot_dropped
 
     def _lately(self) -> tuple[int, int]:
         """(results, frames dropped) of the last `RECENT_S`."""

@@ -213,11 +213,10 @@ def run(
     publishing = threading.Lock()
 
     def publish(output: Output | Freespace) -> Freespace:
-        if isinstance(output, Output) and output.result.valid:
-            verdict = monitor.judge(output.frame, [])
-            if not verdict.valid:  # it was held up since
-                late = replace(output.result, valid=False, polygons=[], state=verdict.state, causes=list(verdict.causes))
-                output = replace(output, result=late, scores=np.zeros_like(output.scores))
+        # It may have been held up since it was judged.
+        if isinstance(output, Output) and output.result.valid and (late := monitor.late(output.frame)):
+            result = replace(output.result, valid=False, polygons=[], state=late.state, causes=list(late.causes))
+            output = replace(output, result=result, scores=np.zeros_like(output.scores))
         result, frame = (output, None) if isinstance(output, Freespace) else (output.result, output.frame)
         monitor.published(result, frame)
         if not result.valid:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from engine.files import write_whole
 from perception.errors import BadInput, tell
 from perception.freespace import Freespace
-from perception.sinks.base import Output, Sink, write_whole
+from perception.sinks.base import Output, Sink
 
 if TYPE_CHECKING:
     from perception.monitor import Monitor
@@ -90,7 +91,7 @@ class Memory(Sink):
 
     def _save(self, reserved: int) -> None:
         self._saved = time.monotonic()
-        write_whole(self.target, orjson.dumps({"next_seq": self._next + reserved, "starts": self.restarts + 1}), True)
+        write_whole(self.target, orjson.dumps({"next_seq": self._next + reserved, "starts": self.restarts + 1}))
 
 
 def read_state(path: Path) -> dict[str, Any]:

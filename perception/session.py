@@ -59,7 +59,7 @@ def run_session(uri: str, config: Config, stop: threading.Event, reload: Reload 
         changed = partial(reload.changed, engine.contract) if reload else None
         read = f" ({source.detail})" if source.detail else ""
         print(f"{source.uri}{read}: {describe_engine(engine)}", file=sys.stderr)
-        if monitor.live:  # while it lasts, the watchdog says what changes
+        if monitor.live:  # while it lasts, `RemarksSink` says what changes
             print_problems(source.problems)
             if not sinks:
                 tell("no output is asked for: results are counted and thrown away; give --serve, --polygons or another")

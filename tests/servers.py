@@ -156,6 +156,17 @@ class Listener(socketserver.ThreadingTCPServer):
 
 
 @contextmanager
+def serving(server: HttpServer) -> Iterator[HttpServer]:
+    """``server`` at work."""
+    server.start()
+    try:
+        yield server
+    finally:
+        server.thaw()
+        server.stop()
+
+
+@contextmanager
 def mjpeg_server(
     frames: Sequence[Image] | Callable[[int], Image] = clock_image,
     fps: float = 25.0,
@@ -185,13 +196,8 @@ def mjpeg_server(
         def log_message(self, *arguments: object) -> None:
             pass
 
-    server = HttpServer(Handler, "video.mjpg")
-    server.start()
-    try:
+    with serving(HttpServer(Handler, "video.mjpg")) as server:
         yield server
-    finally:
-        server.thaw()
-        server.stop()
 
 
 @contextmanager
@@ -206,13 +212,8 @@ def file_server(folder: Path) -> Iterator[HttpServer]:
         def log_message(self, *arguments: object) -> None:
             pass
 
-    server = HttpServer(functools.partial(Handler, directory=str(folder)), "")
-    server.start()
-    try:
+    with serving(HttpServer(functools.partial(Handler, directory=str(folder)), "")) as server:
         yield server
-    finally:
-        server.thaw()
-        server.stop()
 
 
 # -- RTSP --------------------------------------------------------------------------------------------------------------

@@ -68,15 +68,11 @@ def part_of(final: Path) -> Path:
     return final.with_name(f".{final.stem}.part{final.suffix}")
 
 
-def write_whole(final: Path, data: bytes, durable: bool = False) -> None:
-    """Write ``final`` at once, or leave nothing of it; ``durable``: a power cut, too. Raises OSError: it cannot be written."""
+def write_whole(final: Path, data: bytes) -> None:
+    """Write ``final`` at once, or leave nothing of it. Raises OSError where it cannot be written."""
     part = part_of(final)
     try:
-        with open(part, "wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
+        part.write_bytes(data)
         part.replace(final)
     except OSError:
         part.unlink(missing_ok=True)
