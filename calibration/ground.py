@@ -1,20 +1,22 @@
-"""Pixels to metres and back on the flat ground, the plane z = 0 of ``base_link``."""
+"""Pixels to metres and back on the flat ground, the plane z = 0 of ``base_link``, and how sure the metres are."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+import shapely
 from numpy.typing import ArrayLike, NDArray
 
 from calibration.camera import Camera
 
 Array = NDArray[np.float64]
 
-
-def horizon_row(camera: Camera) -> float:
-    """The image row, pixels, where the flat ground vanishes; it may lie outside the image."""
-    return camera.cy - camera.fy * math.tan(camera.pitch)
+SEGMENT_PX = 12.0  # edges of polygons are bent by the distortion: piece by piece they stay within 0.05 pixels of it
+REGION_SEGMENT_PX = 3.0
+CERTAIN = 1.959964  # standard deviations on either side that hold 95 % of a normal distribution
 
 
 def ground_from_pixels(camera: Camera, pixels: ArrayLike) -> Array:
@@ -26,10 +28,10 @@ def ground_from_pixels(camera: Camera, pixels: ArrayLike) -> Array:
     Returns:
         float64 ``(N, 2)`` metres in ``base_link`` (x forward, y left); NaN at and above the horizon.
     """
-    rays = camera.pixel_rays(pixels)
+    rays, mount = camera.pixel_rays(pixels), camera.mount
     # A ray on the horizon falls by rounding error alone: it is level to 1e-12 of its length.
     falls = np.where(rays[:, 2] < -1e-12, -rays[:, 2], np.nan)
-    return np.asarray(rays[:, :2] * (camera.height_m / falls)[:, None])
+    return np.asarray(rays[:, :2] * (mount.height_m / falls)[:, None] + (mount.x_m, mount.y_m))
 
 
 def pixels_from_ground(camera: Camera, points: ArrayLike) -> Array:
@@ -43,3 +45,188 @@ def pixels_from_ground(camera: Camera, points: ArrayLike) -> Array:
     """
     xy = np.asarray(points, np.float64).reshape(-1, 2)
     return camera.project(np.column_stack([xy, np.zeros(len(xy))]))
+
+
+def horizon(camera: Camera, columns: ArrayLike) -> Array:
+    """The rows, float64 ``(N,)`` pixels, where the flat ground vanishes in the image columns ``(N,)``.
+
+    They may lie outside the image; NaN where the camera's distortion gives the horizon no pixel. Found by the secant method
+    from the straight line that the horizon would be without distortion.
+    """
+    u, k = np.asarray(columns, np.float64).reshape(-1), camera.intrinsics
+    across, down, ahead = camera.mount.base_from_camera[2, :3]
+    with np.errstate(all="ignore"):
+        v = k.cy - k.fy * (across * (u - k.cx) / k.fx + ahead) / down
+        before = v + 1.0
+        rises_before = camera.pixel_rays(np.stack([u, before], axis=1))[:, 2]
+        for _ in range(50):
+            rises = camera.pixel_rays(np.stack([u, v], axis=1))[:, 2]
+            step = np.where(rises == rises_before, 0.0, rises * (v - before) / (rises - rises_before))
+            before, rises_before, v = v, rises, v - step
+            if np.nanmax(np.abs(step), initial=0.0) < 1e-10:
+                break
+    return np.asarray(v)
+
+
+@dataclass(frozen=True)
+class RangeSigma:
+    """What makes a place on the ground uncertain, as standard deviations.
+
+    Attributes:
+        pixel_px: of a point in the image.
+        pitch, roll: of the camera against the road, radians: calibration and the vehicle's nodding together.
+        height_m: of the camera, metres.
+    """
+
+    pixel_px: float = 0.0
+    pitch: float = 0.0
+    roll: float = 0.0
+    height_m: float = 0.0
+
+
+def range_intervals(camera: Camera, points: ArrayLike, sigma: RangeSigma) -> Array:
+    """Between which ranges points on the ground lie with a probability of 95 %.
+
+    What is normally distributed is the angle under which the camera looks down at a point; the range is not, far away it is
+    lopsided. So the angle's interval is found, to first order, and then brought to the ground exactly.
+
+    Args:
+        points: ``(N, 2)`` metres in ``base_link`` on the ground.
+
+    Returns:
+        float64 ``(N, 2)``: least and greatest range from ``base_link``'s origin, metres, on the ray from the camera through
+        the point; the greatest is infinite where the ray may miss the ground.
+    """
+    xy = np.asarray(points, np.float64).reshape(-1, 2)
+    mount, height = camera.mount, camera.mount.height_m
+    foot = np.array([mount.x_m, mount.y_m])
+    away = xy - foot
+    distance = np.maximum(np.hypot(*away.T), 1e-9)
+    direction = away / distance[:, None]
+    angle = np.arctan2(height, distance)
+    heading = np.arctan2(direction[:, 1], direction[:, 0]) - mount.yaw
+    # How far the point moves in the image as the angle grows.
+    small = 1e-5
+    nearer, farther = (
+        pixels_from_ground(camera, foot + direction * (height / np.tan(angle + d))[:, None]) for d in (small, -small)
+    )
+    pixels_per_radian = np.hypot(*(nearer - farther).T) / (2 * small)
+    spread = np.sqrt(
+        (sigma.pitch * np.cos(heading)) ** 2
+        + (sigma.roll * np.sin(heading)) ** 2
+        + (sigma.pixel_px / pixels_per_radian) ** 2
+        + (sigma.height_m * np.sin(2 * angle) / (2 * height)) ** 2
+    )
+    steep = np.minimum(angle + CERTAIN * spread, math.pi / 2)
+    flat = angle - CERTAIN * spread
+    least = np.hypot(*(foot + direction * (height / np.tan(steep))[:, None]).T)
+    with np.errstate(all="ignore"):
+        greatest = np.hypot(*(foot + direction * (height / np.tan(flat))[:, None]).T)
+    return np.stack([least, np.where(flat > 0, greatest, np.inf)], axis=1)
+
+
+@dataclass(frozen=True)
+class GroundPolygon:
+    """A region of the ground.
+
+    Attributes:
+        exterior: float64 ``(n, 2)`` metres in ``base_link``, counter-clockwise as seen from above.
+        interiors: holes, likewise, clockwise.
+        area_m2: without the holes, square metres.
+    """
+
+    exterior: Array
+    interiors: list[Array] = field(default_factory=list)
+    area_m2: float = 0.0
+
+    @property
+    def rings(self) -> list[Array]:
+        """The exterior, then the interiors."""
+        return [self.exterior, *self.interiors]
+
+    @property
+    def shape(self) -> shapely.Polygon:
+        """The same for Shapely."""
+        return shapely.Polygon(self.exterior, self.interiors)
+
+
+class GroundView:
+    """The part of the ground that a camera sees, up to a range.
+
+    Attributes:
+        camera, max_range_m: as given.
+        size: of its images, ``(width, height)`` pixels.
+        region: in pixels, a polygon or several: where the image shows ground within the range.
+        seen: the same in metres.
+
+    Raises:
+        ValueError: the camera sees no ground within the range.
+    """
+
+    def __init__(self, camera: Camera, max_range_m: float) -> None:
+        self.camera, self.max_range_m = camera, max_range_m
+        self.size = camera.intrinsics.width, camera.intrinsics.height
+        self.region = visible_region(camera, max_range_m)
+        if self.region.is_empty:
+            raise ValueError(f"the camera sees no ground within {max_range_m:g} m: is its mount right?")
+        shapely.prepare(self.region)
+        self.seen = shapely.MultiPolygon([part.shape for part in self.place([self.region])[0]])
+
+    def place(self, shapes: Sequence[shapely.Geometry]) -> list[list[GroundPolygon]]:
+        """Valid polygons in pixels, straight edges and all, on the ground.
+
+        For each its parts within the range, largest first; none where all of it lies beyond.
+        """
+        if self.camera.intrinsics.distorted:
+            shapes = shapely.segmentize(list(shapes), SEGMENT_PX)
+        parts, owners = shapely.get_parts(shapely.intersection(list(shapes), self.region), return_index=True)
+        placed = shapely.transform(parts, lambda pixels: np.round(ground_from_pixels(self.camera, pixels), 3))
+        if not shapely.is_valid(placed).all():  # a millimetre's rounding made an edge touch another
+            placed, which = shapely.get_parts(shapely.make_valid(placed), return_index=True)
+            owners = owners[which]
+        found: list[list[GroundPolygon]] = [[] for _ in shapes]
+        for owner, shape in zip(owners, placed, strict=True):
+            if isinstance(shape, shapely.Polygon) and shape.area > 0:
+                holes = [ring(hole, False) for hole in shape.interiors]
+                found[owner].append(GroundPolygon(ring(shape.exterior, True), holes, float(shape.area)))
+        return [sorted(those, key=lambda polygon: -polygon.area_m2) for those in found]
+
+
+def visible_region(camera: Camera, max_range_m: float) -> shapely.Geometry:
+    """Where, in pixels, the image shows ground within a range of ``base_link``'s origin; empty where it does nowhere.
+
+    The disc on the ground is cut where it leaves the front of the camera, brought to the plane at depth 1, where straight
+    lines are straight, cut at the widest angle that the lens is known for, and bent by the distortion from there.
+    """
+    k, mount = camera.intrinsics, camera.mount
+    disc = shapely.Point(0, 0).buffer(max_range_m, quad_segs=360)
+    to_x, to_y, _, at_origin = camera.camera_from_base[2]  # depth along the optical axis, of a point on the ground
+    least_depth = 0.99 * mount.height_m * math.cos(k.widest)
+    steep = math.hypot(to_x, to_y)
+    if steep > 1e-9:
+        ahead = np.array([to_x, to_y]) / steep
+        aside, start = np.array([-ahead[1], ahead[0]]), ahead * (least_depth - at_origin) / steep
+        far = 4 * (max_range_m + float(np.abs(start).max()))
+        front = [start - far * aside, start + far * aside, start + far * (aside + ahead), start + far * (ahead - aside)]
+        disc = shapely.intersection(disc, shapely.Polygon(front))
+    if disc.is_empty:
+        return disc
+
+    def flatten(ground: Array) -> Array:
+        points = np.column_stack([ground, np.zeros(len(ground))]) @ camera.camera_from_base[:3, :3].T
+        points += camera.camera_from_base[:3, 3]
+        return np.asarray(points[:, :2] / points[:, 2:])
+
+    def bend(flat: Array) -> Array:
+        return k.project(np.column_stack([flat, np.ones(len(flat))]))
+
+    lens = shapely.Point(0, 0).buffer(0.9999 * math.tan(k.widest), quad_segs=90)  # not on the limit itself, for rounding
+    flat = shapely.intersection(shapely.transform(disc, flatten), lens)
+    bent = shapely.transform(shapely.segmentize(flat, REGION_SEGMENT_PX / max(k.fx, k.fy)), bend)
+    image = shapely.box(-0.5, -0.5, k.width - 0.5, k.height - 0.5)
+    return shapely.simplify(shapely.intersection(shapely.make_valid(bent), image), 0.01)
+
+
+def ring(line: shapely.LinearRing, counter_clockwise: bool) -> Array:
+    points = shapely.get_coordinates(line)[:-1]
+    return np.ascontiguousarray(points if line.is_ccw == counter_clockwise else points[::-1])

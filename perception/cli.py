@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from perception import __version__, training_commands
+from perception import __version__, calibrate_commands, training_commands
 from perception.errors import BadInput, FreespaceError, tell
 from perception.options import Backend, InputSize, Model, Precision, parse_pair
 
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 
 app.add_typer(training_commands.app)
+app.add_typer(calibrate_commands.app, name="calibrate")
 
 
 def main() -> None:
@@ -115,6 +116,9 @@ def run(
         Optional[float], typer.Option(help="Begin a new polygon or MCAP file after so many megabytes.")
     ] = None,
     state: Annotated[Optional[str], typer.Option(help="File that the next start goes on from (.json).")] = None,
+    calibration: Annotated[
+        Optional[str], typer.Option(help="Camera with its mount, from 'calibrate' (.yaml): results in metres, too.")
+    ] = None,
 ) -> None:
     """Find the drivable area in every frame of SOURCE."""
     from functools import partial
@@ -157,6 +161,7 @@ def run(
             "output.view": view,
             "output.append": append,
             "output.rotate_mb": rotate_mb,
+            "ground.calibration": calibration,
         },
     )
     settings = load()
@@ -268,29 +273,6 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print one JSON obj
         print_report(report)
     if not report.ready:
         raise typer.Exit(1)
-
-
-calibrate = typer.Typer(help="Calibrate: the network's quantisation.", no_args_is_help=True)
-app.add_typer(calibrate, name="calibrate")
-
-
-@calibrate.command()
-def quantize(
-    frames: Annotated[list[str], typer.Argument(help="Videos, images or folders: some hundred frames like those to come.")],
-    out: Annotated[Path, typer.Option(help="Model file to write (.onnx).")],
-    model: Model = None,
-    every: Annotated[int, typer.Option(help="Take one frame of every N.", min=1)] = 1,
-    method: Annotated[str, typer.Option(help="minmax, percentile or entropy.")] = "minmax",
-    activations: Annotated[str, typer.Option(help="uint8 (fastest on processors) or int8 (for TensorRT).")] = "uint8",
-    keep: Annotated[
-        Optional[list[str]], typer.Option(help="Keep nodes with this in their name in float; the sensitive ones by default.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
-) -> None:
-    """Turn a float model into an INT8 one; check it with 'evaluate' on labelled frames before you use it."""
-    from perception.quantise import quantise_command
-
-    quantise_command(frames, out, model, every, method, activations, tuple(keep or ()), overwrite)
 
 
 @contextmanager

@@ -98,6 +98,23 @@ class StabiliseConfig(Section):
     gap_s: Annotated[float, Field(gt=0)] = 0.5  # begin anew after so long without a frame
 
 
+class GroundConfig(Section):
+    """How results are brought to the ground, in metres."""
+
+    calibration: str | None = None  # YAML file of the camera with its mount, from 'calibrate'; None: pixels only
+    max_range_m: Annotated[float, Field(gt=0, le=500)] = 60.0  # from base_link's origin
+    scan_step: Annotated[float, Field(ge=1e-3, le=0.5)] = 0.0175  # radians between the ranges of the scan
+    vehicle_width_m: Annotated[float, Field(gt=0, le=10)] = 2.0
+    bumper_m: Annotated[float, Field(ge=0, le=20)] = 0.0  # how far the front bumper is ahead of base_link's origin
+    widths_at_m: Annotated[list[Annotated[float, Field(gt=0)]], Field(max_length=100)] = Field(
+        default_factory=lambda: [5.0, 10.0, 20.0, 30.0]
+    )
+    # What makes metres uncertain, beside the calibration itself, as standard deviations.
+    pixel_sigma: Fraction = 0.003  # of an outline in the image, of the image's height
+    pitch_sigma: Annotated[float, Field(ge=0, le=0.2)] = 0.005  # of pitch and roll against the road, radians: the vehicle nods
+    refine_pitch: bool = False  # correct the calibrated pitch slowly, by the direction in which the vehicle moves
+
+
 class OutputConfig(Section):
     """What is written. Paths; None writes nothing."""
 
@@ -129,6 +146,7 @@ class Config(Section):
     loop: LoopConfig = LoopConfig()
     health: HealthConfig = HealthConfig()
     stabilise: StabiliseConfig = StabiliseConfig()
+    ground: GroundConfig = GroundConfig()
     output: OutputConfig = OutputConfig()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -10,6 +11,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from calibration.ground import GroundPolygon
 from perception.causes import Cause, Code, encodable
 from perception.frame import Clock
 
@@ -33,6 +35,7 @@ class Polygon:
         area_px: area without the holes, in square pixels.
         exterior: float ``(n, 2)``.
         interiors: holes (a car on the road is one), each float ``(n, 2)``.
+        ground: its parts on the ground within range, largest first; None without a calibrated camera.
     """
 
     plane: str
@@ -41,11 +44,69 @@ class Polygon:
     area_px: float
     exterior: Ring
     interiors: list[Ring] = field(default_factory=list)
+    ground: list[GroundPolygon] | None = None
 
     @property
     def rings(self) -> list[Ring]:
         """The exterior, then the interiors."""
         return [self.exterior, *self.interiors]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """How far free ground reaches in each direction, from base_link's origin, as a laser scan (``sensor_msgs/LaserScan``).
+
+    Attributes:
+        angle_min: direction of the first range, radians, positive to the left.
+        angle_increment: from each range to the next, radians.
+        range_max_m: how far was looked: free ground with this range may go on.
+        ranges_m: float64 ``(n,)``; NaN in directions in which no ground is seen.
+        near_m, far_m: float64 ``(n,)``: the ranges lie between these with a probability of 95 %; infinity where nobody knows.
+    """
+
+    angle_min: float
+    angle_increment: float
+    range_max_m: float
+    ranges_m: Ring
+    near_m: Ring
+    far_m: Ring
+
+
+@dataclass(frozen=True)
+class Distance:
+    """A distance in metres, and between which it lies with a probability of 95 %; infinity where nobody knows."""
+
+    m: float
+    near_m: float
+    far_m: float
+
+
+@dataclass(frozen=True)
+class Width:
+    """Between which offsets ``right_m`` and ``left_m`` (y, metres) ground is free around the line straight ahead, at the
+    forward distance ``x_m``; both 0 where it is not free there."""
+
+    x_m: float
+    right_m: float
+    left_m: float
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What the polygons mean on the ground, in ``frame_id`` (``base_link``: x forward, y left), metres.
+
+    Attributes:
+        area_m2: of all polygons within range, square metres.
+        ahead: from the bumper to where free ground first ends across the vehicle's width; None where not all of that is seen.
+        scan: the boundary of free ground all around.
+        widths: free width at the forward distances asked for.
+    """
+
+    frame_id: str
+    area_m2: float
+    ahead: Distance | None
+    scan: Scan
+    widths: list[Width]
 
 
 @dataclass(frozen=True)
@@ -67,6 +128,8 @@ class Freespace:
     sum with what lies between, without the time the frame waited for its turn. Of a live source there is ``age``, too: from
     the moment the frame was grabbed to that at which its result was handed to the outputs. ``published_ns`` is when that was,
     Unix time in nanoseconds (0: unknown): the only time that goes on in results without a frame.
+
+    ``ground`` is None without a calibrated camera, and where the result is not valid.
     """
 
     seq: int
@@ -84,9 +147,10 @@ class Freespace:
     latency_ms: dict[str, float]
     causes: list[Cause] = field(default_factory=list)
     published_ns: int = 0
+    ground: Ground | None = None
 
     def __post_init__(self) -> None:
-        if not self.valid and self.polygons:
+        if not self.valid and (self.polygons or self.ground):
             raise ValueError("an invalid result carries no polygons")
 
     def to_json(self) -> str:
@@ -112,9 +176,11 @@ class Freespace:
                     "area_px": round(p.area_px, 2),
                     "exterior": p.exterior,
                     "interiors": p.interiors,
+                    **({"ground": [part_to_dict(part) for part in p.ground]} if p.ground is not None else {}),
                 }
                 for p in self.polygons
             ],
+            **({"ground": ground_to_dict(self.ground)} if self.ground else {}),
             "latency_ms": {k: round(v, 3) for k, v in self.latency_ms.items()},
             "causes": [cause.to_dict() for cause in self.causes],
             "published_ns": self.published_ns,
@@ -141,6 +207,7 @@ class Freespace:
                     typed(p, "area_px", float, int),
                     np.array(p["exterior"], np.float64).reshape(-1, 2),
                     [np.array(r, np.float64).reshape(-1, 2) for r in typed(p, "interiors", list)],
+                    [part_from_dict(part) for part in typed(p, "ground", list)] if "ground" in p else None,
                 )
                 for p in typed(data, "polygons", list)
             ]
@@ -164,11 +231,52 @@ class Freespace:
                 latency_ms={stage: typed(latency, stage, float, int) for stage in latency},
                 causes=[Cause(Code(c["code"]), typed(c, "text", str)) for c in data.get("causes", [])],
                 published_ns=typed(data, "published_ns", int) if "published_ns" in data else 0,
+                ground=ground_from_dict(typed(data, "ground", dict)) if "ground" in data else None,
             )
         except KeyError as error:
             raise ValueError(f"a {SCHEMA} line needs the key {error}") from error
         except TypeError as error:
             raise ValueError(f"a {SCHEMA} line cannot hold this: {error}") from error
+
+
+def part_to_dict(part: GroundPolygon) -> dict[str, Any]:
+    return {"area_m2": round(part.area_m2, 3), "exterior": part.exterior, "interiors": part.interiors}
+
+
+def part_from_dict(data: Any) -> GroundPolygon:
+    exterior, *interiors = (np.array(r, np.float64).reshape(-1, 2) for r in (data["exterior"], *typed(data, "interiors", list)))
+    return GroundPolygon(exterior, interiors, typed(data, "area_m2", float, int))
+
+
+def ground_to_dict(ground: Ground) -> dict[str, Any]:
+    """JSON knows neither infinity nor NaN: both become null."""
+    scan, ahead = ground.scan, ground.ahead
+    return {
+        "frame_id": encodable(ground.frame_id),
+        "area_m2": round(ground.area_m2, 3),
+        "ahead": ahead and {"m": round(ahead.m, 3), "near_m": round(ahead.near_m, 3), "far_m": round(ahead.far_m, 3)},
+        "widths": [{"x_m": w.x_m, "right_m": round(w.right_m, 3), "left_m": round(w.left_m, 3)} for w in ground.widths],
+        "scan": {
+            "angle_min": scan.angle_min,
+            "angle_increment": scan.angle_increment,
+            "range_max_m": scan.range_max_m,
+            **{name: np.round(getattr(scan, name), 3) for name in ("ranges_m", "near_m", "far_m")},
+        },
+    }
+
+
+def ground_from_dict(data: Any) -> Ground:
+    scan, ahead = typed(data, "scan", dict), data["ahead"]
+    ranges, near, far = (np.array(typed(scan, name, list), np.float64) for name in ("ranges_m", "near_m", "far_m"))
+    angle_min, step, reach = (typed(scan, name, float, int) for name in ("angle_min", "angle_increment", "range_max_m"))
+    far = np.where(np.isnan(far) & ~np.isnan(ranges), np.inf, far)
+    return Ground(
+        typed(data, "frame_id", str),
+        typed(data, "area_m2", float, int),
+        ahead and Distance(ahead["m"], ahead["near_m"], math.inf if ahead["far_m"] is None else ahead["far_m"]),
+        Scan(angle_min, step, reach, ranges, near, far),
+        [Width(w["x_m"], w["right_m"], w["left_m"]) for w in typed(data, "widths", list)],
+    )
 
 
 def typed(data: Any, key: str, *kinds: type) -> Any:

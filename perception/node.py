@@ -13,18 +13,21 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 
+from calibration.confidence import polygon_shift
 from engine.base import Engine
 from perception import service
 from perception.capture.base import Source
 from perception.causes import Cause, Code
 from perception.config import Config
 from perception.frame import Frame
-from perception.freespace import Freespace
+from perception.freespace import Freespace, Polygon
 from perception.lookout import Lookout, Sight, Sighted
+from perception.metres import Rulers
 from perception.monitor import Monitor, Verdict, blinds
 from perception.polygons import extract
 from perception.sinks.base import Output, Sink
@@ -82,11 +85,14 @@ class Interpreter:
         self._engine, self._monitor, self._continuous = engine, monitor, continuous
         self._scene: int | None = None
         self._steadied: tuple[object, ...] = ()
+        self._rulers = Rulers(config.ground, Path(config.ground.calibration)) if config.ground.calibration else None
         self.configure(config)
 
     def configure(self, config: Config) -> None:
-        """Go on with other settings. Raises `ModelError`: the model has no such plane."""
-        self.config, self.plane = config, self._engine.contract.plane_index(config.polygons.plane)
+        """Go on with other settings, but for those of the ground. Raises `ModelError`: the model has no such plane."""
+        contract = self._engine.contract
+        self.config, self.plane = config, contract.plane_index(config.polygons.plane)
+        self._shift = polygon_shift(contract.metadata, config.polygons.plane)
         wanted = (config.stabilise, config.polygons.threshold, config.polygons.plane)
         if wanted != self._steadied:  # else it goes on
             self._steadied = wanted
@@ -108,7 +114,7 @@ class Interpreter:
         scores = self._engine.collect()
         plane = scores.values[0, self.plane]
         segmented = time.perf_counter_ns()
-        looked, polygons = sight.result(), []
+        looked, polygons, ground = sight.result(), list[Polygon](), None
         seen = list(looked.causes)
         if blinds(seen) or looked.scene != self._scene:  # nobody knows what has changed meanwhile
             self._scene = looked.scene
@@ -116,7 +122,10 @@ class Interpreter:
         if not blinds(seen):
             if self.stabiliser:
                 plane = self.stabiliser.steady(plane, frame.stamp_ns)
-            polygons = extract(plane, scores.resamplings[0], self.config.polygons.plane, self.config.polygons)
+            wanted = self.config.polygons
+            polygons = extract(plane, scores.resamplings[0], wanted.plane, wanted, self._shift)
+            if self._rulers:
+                polygons, ground = self._rulers.at(frame.size).place(polygons)
         done = time.perf_counter_ns()
         verdict = self._monitor.judge(frame, seen)
         if not verdict.valid:
@@ -148,6 +157,7 @@ class Interpreter:
             latency_ms=latency_ms,
             causes=list(verdict.causes),
             published_ns=time.time_ns(),
+            ground=ground if verdict.valid else None,
         )
         return Output(frame, result, plane, scores.resamplings[0], self.config.polygons)
 
@@ -215,7 +225,7 @@ def run(
     def publish(output: Output | Freespace) -> Freespace:
         # It may have been held up since it was judged.
         if isinstance(output, Output) and output.result.valid and (late := monitor.late(output.frame)):
-            result = replace(output.result, valid=False, polygons=[], state=late.state, causes=list(late.causes))
+            result = replace(output.result, valid=False, polygons=[], ground=None, state=late.state, causes=list(late.causes))
             output = replace(output, result=result, scores=np.zeros_like(output.scores))
         result, frame = (output, None) if isinstance(output, Freespace) else (output.result, output.frame)
         monitor.published(result, frame)

@@ -16,6 +16,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from calibration.confidence import shifted
 from engine.preprocess import Resampling
 from perception.config import PolygonConfig
 from perception.freespace import Polygon, Ring
@@ -27,7 +28,7 @@ FILL_SHIFT = 6  # cv2.fillPoly takes 1/64 pixels
 EGO_SEED = (0.38, 0.72, 0.62, 1.0)
 
 
-def extract(scores: U8, resampling: Resampling, plane: str, config: PolygonConfig) -> list[Polygon]:
+def extract(scores: U8, resampling: Resampling, plane: str, config: PolygonConfig, shift: float = 0.0) -> list[Polygon]:
     """Polygons of one plane in source pixels, largest first.
 
     Args:
@@ -35,6 +36,7 @@ def extract(scores: U8, resampling: Resampling, plane: str, config: PolygonConfi
         resampling: how the frame was brought to ``(h, w)``.
         plane: name written into the polygons.
         config: threshold, tolerance and the smallest region and hole.
+        shift: of the confidences' log-odds, as the model's metadata hold it (`calibration.confidence.polygon_shift`).
 
     Every polygon is valid and simple, and no two overlap.
     """
@@ -49,8 +51,8 @@ def extract(scores: U8, resampling: Resampling, plane: str, config: PolygonConfi
         shape = shapes[i]
         exterior = oriented(shape.exterior, clockwise=False)
         interiors = [oriented(hole, clockwise=True) for hole in shape.interiors]
-        mean = confidence(scores, resampling, [exterior, *interiors], level_of(config.threshold))
-        polygons.append(Polygon(plane, bool(i == ego), mean, areas[i], exterior, interiors))
+        sure = shifted(confidence(scores, resampling, [exterior, *interiors], level_of(config.threshold)), shift)
+        polygons.append(Polygon(plane, bool(i == ego), sure, areas[i], exterior, interiors))
     return polygons
 
 

@@ -10,7 +10,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.ground import ground_from_pixels, horizon_row, pixels_from_ground
+from calibration.ground import ground_from_pixels, horizon, pixels_from_ground
 from perception.capture.base import Selection
 from perception.capture.synthetic import SyntheticSource
 from perception.errors import BadInput
@@ -154,7 +154,7 @@ class TestMetres:
     def test_a_flat_road_is_what_the_calibration_says(self) -> None:
         frame = render(Scene("straight", **SMALL, cars=0), 20)
         rows, columns = np.nonzero(frame.masks["freespace"])
-        near = rows > horizon_row(frame.camera) + 2
+        near = rows > horizon(frame.camera, [0])[0] + 2
         pixels = np.stack([columns, rows], axis=1)[near]
         expected = ground_from_pixels(frame.camera, pixels)
         np.testing.assert_allclose(frame.metres(pixels), np.column_stack([expected, 0 * expected[:, 0]]), rtol=1e-6, atol=1e-6)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
-from calibration.camera import Camera
+from calibration.camera import Camera, Intrinsics, Mount
 from perception.errors import BadInput
 from perception.synthetic.road import LIGHTS, ROADS, LightName, Road
 
@@ -50,7 +50,7 @@ class Scene:
         # A tall image gets a longer focal length, or its lower rows would look at the bonnet.
         focal = max(0.78 * self.width, 1.0 * self.height)
         centre = ((self.width - 1) / 2, (self.height - 1) / 2)
-        return Camera(focal, focal, *centre, self.width, self.height, height_m=1.45, pitch=0.05)
+        return Camera(Intrinsics(focal, focal, *centre, self.width, self.height), Mount(height_m=1.45, pitch=0.05))
 
 
 def scene_from_uri(uri: str) -> Scene:

@@ -30,7 +30,7 @@ def edges_of(road: Road) -> dict[str, tuple[float, float]]:
 
 def mask_beside_vehicles(camera: Camera, sightings: list[Sighting]) -> Image:
     """uint8 ``(H, W)``: 0 where a pixel's centre lies on a vehicle, 255 elsewhere."""
-    mask = np.full((camera.height, camera.width), 255, np.uint8)
+    mask = np.full((camera.intrinsics.height, camera.intrinsics.width), 255, np.uint8)
     for sighting in sightings:
         for outline in sighting.outlines:
             _clear_convex(mask, outline, sighting.limit)
@@ -81,7 +81,7 @@ class Rendered:
         Clipped to the image's rectangle [-0.5, W - 0.5] x [-0.5, H - 0.5]; vehicles are holes or notches. Exteriors run
         counter-clockwise as seen on the screen, interiors clockwise.
         """
-        frame = shapely.box(-0.5, -0.5, self.camera.width - 0.5, self.camera.height - 0.5)
+        frame = shapely.box(-0.5, -0.5, self.camera.intrinsics.width - 0.5, self.camera.intrinsics.height - 0.5)
         hidden = shapely.union_all(
             [
                 shapely.convex_hull(shapely.MultiPoint(outline)).intersection(shapely.box(-1e6, -1e6, 1e6, sighting.limit))
@@ -122,15 +122,17 @@ class Rendered:
         # The topmost vertices of polygons lie on the skyline, to within rounding.
         top = float(self._view.skyline[-1])
         rows = np.where(np.abs(uv[:, 1] - top) < 1e-6, top, uv[:, 1])
-        points = self.camera.pixel_rays(uv) * self._view.depth_of_rows(rows)[:, None]
-        return np.asarray(points + np.array([0.0, 0.0, self.camera.height_m]))
+        at_depth_1 = self.camera.pixel_rays(uv) / self.camera.intrinsics.rays(uv)[:, 2:]
+        points = at_depth_1 * self._view.depth_of_rows(rows)[:, None]
+        return np.asarray(points + np.array([0.0, 0.0, self.camera.mount.height_m]))
 
     @cached_property
     def ground(self) -> Single:
         """float32 ``(H, W, 2)``: x, y in ``base_link``, metres, of each pixel's ground; NaN on sky, vehicles."""
         view, camera = self._view, self.camera
-        ground = np.full((camera.height, camera.width, 2), np.nan, np.float32)
+        k = camera.intrinsics
+        ground = np.full((k.height, k.width, 2), np.nan, np.float32)
         ground[view.first_row :, :, 0] = view.row_x[:, None]
-        ground[view.first_row :, :, 1] = -np.multiply.outer(view.row_depth, (np.arange(camera.width) - camera.cx) / camera.fx)
+        ground[view.first_row :, :, 1] = -np.multiply.outer(view.row_depth, (np.arange(k.width) - k.cx) / k.fx)
         ground[mask_beside_vehicles(camera, self._sightings) == 0] = np.nan
         return ground

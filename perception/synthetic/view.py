@@ -48,10 +48,10 @@ class View:
         z = course.slope.integral(self.station + s) - course.slope.integral(here) - self.slope * x
         # Sample 0 lies below the camera itself and has no pixel.
         self.ahead_s, self.ahead_psi, self.ahead_x, self.ahead_y, self.ahead_z = (a[1:] for a in (s, psi, x, y, z))
-        cos, sin = math.cos(camera.pitch), math.sin(camera.pitch)
-        below = camera.height_m - self.ahead_z
+        cos, sin = math.cos(camera.mount.pitch), math.sin(camera.mount.pitch)
+        below = camera.mount.height_m - self.ahead_z
         self.ahead_depth = self.ahead_x * cos + below * sin
-        self.ahead_row = camera.cy + camera.fy * (below * cos - self.ahead_x * sin) / self.ahead_depth
+        self.ahead_row = camera.intrinsics.cy + camera.intrinsics.fy * (below * cos - self.ahead_x * sin) / self.ahead_depth
         self.skyline = np.minimum.accumulate(self.ahead_row)
 
     # By image row
@@ -68,12 +68,12 @@ class View:
     @cached_property
     def first_row(self) -> int:
         """The topmost pixel row that sees the ground; the image height where none does."""
-        return min(max(math.ceil(float(self.skyline[-1])), 0), self.camera.height)
+        return min(max(math.ceil(float(self.skyline[-1])), 0), self.camera.intrinsics.height)
 
     @cached_property
     def rows(self) -> Array:
         """The pixel rows that see the ground, from `first_row` down."""
-        return np.arange(self.first_row, self.camera.height, dtype=np.float64)
+        return np.arange(self.first_row, self.camera.intrinsics.height, dtype=np.float64)
 
     @cached_property
     def row_depth(self) -> Array:
@@ -83,18 +83,18 @@ class View:
     @cached_property
     def row_x(self) -> Array:
         """Forward distance of the ground in each of `rows`, metres in ``base_link``."""
-        camera = self.camera
-        return self.row_depth * (math.cos(camera.pitch) - (self.rows - camera.cy) / camera.fy * math.sin(camera.pitch))
+        k, pitch = self.camera.intrinsics, self.camera.mount.pitch
+        return self.row_depth * (math.cos(pitch) - (self.rows - k.cy) / k.fy * math.sin(pitch))
 
     def columns(self, offset: float, x: Array, depth: Array) -> Array:
         """Image columns, pixels, of the line ``offset`` metres beside the centre line at the distances ``x``."""
         y = np.interp(x, self.ahead_x, self.ahead_y) + offset / np.cos(np.interp(x, self.ahead_x, self.ahead_psi))
-        return np.asarray(self.camera.cx - self.camera.fx * y / depth)
+        return np.asarray(self.camera.intrinsics.cx - self.camera.intrinsics.fx * y / depth)
 
     def road_mask(self, right: float, left: float) -> Image:
         """uint8 ``(H, W)``: 255 where a pixel's ray first meets the ground between two offsets, vehicles ignored."""
-        mask = np.zeros((self.camera.height, self.camera.width), np.uint8)
-        us = np.arange(self.camera.width, dtype=np.float32)
+        mask = np.zeros((self.camera.intrinsics.height, self.camera.intrinsics.width), np.uint8)
+        us = np.arange(self.camera.intrinsics.width, dtype=np.float32)
         starts, ends = (self.columns(d, self.row_x, self.row_depth)[:, None].astype(np.float32) for d in (left, right))
         np.multiply((us >= starts) & (us <= ends), np.uint8(255), out=mask[self.first_row :], casting="unsafe")
         return mask

@@ -20,14 +20,14 @@ WIDTH, ABOVE, BELOW = 3000, 640, 160  # pixels
 
 def paint_background(view: View, image: Image) -> None:
     """Fill the rows above the ground."""
-    camera, height = view.camera, min(view.first_row + 1, view.camera.height)
-    horizon = camera.cy - camera.fy * math.tan(camera.pitch - math.atan(view.slope))
-    zoom = SCALE / camera.fx
-    left = WIDTH / 2 - SCALE * view.heading - zoom * camera.cx
+    camera, height = view.camera, min(view.first_row + 1, view.camera.intrinsics.height)
+    horizon = camera.intrinsics.cy - camera.intrinsics.fy * math.tan(camera.mount.pitch - math.atan(view.slope))
+    zoom = SCALE / camera.intrinsics.fx
+    left = WIDTH / 2 - SCALE * view.heading - zoom * camera.intrinsics.cx
     image[:height] = cv2.warpAffine(
         _panorama(view.scene.seed, light_of(view.scene)),
         np.array([[zoom, 0.0, left], [0.0, zoom, ABOVE - zoom * horizon]]),
-        (camera.width, height),
+        (camera.intrinsics.width, height),
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )

@@ -43,7 +43,7 @@ def cross_section(scene: Scene) -> Image:
     levels = []
     for level in range(LEVELS):
         x = NEAREST_M * 2 ** (level / 2)
-        spread = 0.5 * x / scene.camera.fx / COLUMN_M
+        spread = 0.5 * x / scene.camera.intrinsics.fx / COLUMN_M
         size = 2 * math.ceil(3 * spread) + 1
         blurred = cv2.GaussianBlur(blocks, (size, 1), spread) if spread > 0.2 else blocks.copy()
         fade = light.faded(x)

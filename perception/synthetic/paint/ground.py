@@ -24,12 +24,12 @@ TILE = 512  # texels after which the noise repeats
 def paint_ground(view: View, image: Image) -> None:
     """Fill the rows that see the ground."""
     camera, top = view.camera, view.first_row
-    if top >= camera.height:
+    if top >= camera.intrinsics.height:
         return
-    us = np.arange(camera.width) - camera.cx
+    us = np.arange(camera.intrinsics.width) - camera.intrinsics.cx
     y, psi, s = (np.interp(view.row_x, view.ahead_x, a) for a in (view.ahead_y, view.ahead_psi, view.ahead_s))
     # The offset from the centre line is linear along a row: d = across * (u - cx) + middle, metres.
-    across, middle = -view.row_depth / camera.fx * np.cos(psi), -y * np.cos(psi)
+    across, middle = -view.row_depth / camera.intrinsics.fx * np.cos(psi), -y * np.cos(psi)
     near, far = (np.nan_to_num(view.depth_of_rows(view.rows + half), nan=FAR_M) for half in (0.5, -0.5))
     length = np.maximum(far - near, 1e-3)
     station = view.station + s
@@ -40,7 +40,7 @@ def paint_ground(view: View, image: Image) -> None:
         return scaled
 
     def broadcast(values: Array) -> Single:
-        return np.repeat(values.astype(np.float32)[:, None], camera.width, axis=1)
+        return np.repeat(values.astype(np.float32)[:, None], camera.intrinsics.width, axis=1)
 
     columns = offsets(COLUMN_M, HALF_M / COLUMN_M)
     rows = broadcast(table_row(view.row_x, _dash_fill(station - length / 2, station + length / 2)))
@@ -49,7 +49,8 @@ def paint_ground(view: View, image: Image) -> None:
     noise = np.zeros(colours.shape[:2], np.float32)
     tile = _noise_tile(view.scene.seed)
     for wide, long, strength in GRAINS:
-        weight = np.clip(1.5 * long / length - 0.25, 0, 1) * np.clip(wide * camera.fx / view.row_depth, 0, 1) * strength
+        width_px = wide * camera.intrinsics.fx / view.row_depth
+        weight = np.clip(1.5 * long / length - 0.25, 0, 1) * np.clip(width_px, 0, 1) * strength
         visible = np.flatnonzero(weight > 0.02)
         if not len(visible):
             continue

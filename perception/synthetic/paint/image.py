@@ -18,7 +18,7 @@ from perception.synthetic.view import View
 
 def paint_image(view: View, sightings: list[Sighting], road: Image) -> Image:
     """The camera's image, uint8 ``(H, W, 3)`` BGR. ``road`` is the road's mask without vehicles."""
-    image = np.empty((view.camera.height, view.camera.width, 3), np.uint8)
+    image = np.empty((view.camera.intrinsics.height, view.camera.intrinsics.width, 3), np.uint8)
     paint_background(view, image)
     paint_ground(view, image)
     lamps: list[Lamp] = []

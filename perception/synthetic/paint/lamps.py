@@ -61,8 +61,8 @@ def dim_to_headlights(image: Image, scene: Scene) -> None:
 def _beam(scene: Scene) -> Image:
     """uint8 ``(H, W)``: 255 in the middle of the beam."""
     camera = scene.camera
-    right = (np.arange(camera.width) - camera.cx)[None, :] / camera.fx
-    down = (np.arange(camera.height) - camera.cy)[:, None] / camera.fy + camera.pitch
+    right = (np.arange(camera.intrinsics.width) - camera.intrinsics.cx)[None, :] / camera.intrinsics.fx
+    down = (np.arange(camera.intrinsics.height) - camera.intrinsics.cy)[:, None] / camera.intrinsics.fy + camera.mount.pitch
     beam = np.exp(-((np.abs(right - 0.04) / 0.36) ** 2.4)) * 0.8 + 0.2
     # A dipped beam: nothing much above the horizon, and the road at the bumper lies below it.
     dipped = 1 / (1 + np.exp(-(down + 0.035) / 0.02)) * (1 - 0.5 * np.clip((down - 0.14) / 0.3, 0, 1) ** 1.2)

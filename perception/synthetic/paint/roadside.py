@@ -60,13 +60,13 @@ def paint_thing(view: View, image: Image, road: Image, thing: Thing) -> None:
     camera, light, sprite = view.camera, light_of(view.scene), thing.sprite
     depth = thing.foot[0]
     size = 1.0 if sprite.width < 0.5 else thing.size  # posts are all alike
-    wide, tall = (camera.fx / depth * length * size for length in (sprite.width, sprite.height))
+    wide, tall = (camera.intrinsics.fx / depth * length * size for length in (sprite.width, sprite.height))
     if tall < 1.5:
         return
     level = sprite.levels[min(max(round(math.log2(SIZE / tall)), 0), len(sprite.levels) - 1)]
-    rows = min(camera.height, math.floor(view.row_limit(thing.ahead)) + 1)
+    rows = min(camera.intrinsics.height, math.floor(view.row_limit(thing.ahead)) + 1)
     foot = camera.project(thing.foot)[0]
-    place = placed(level, foot, (wide / 2, tall), (wide / 2, 0.0), (camera.width, rows))
+    place = placed(level, foot, (wide / 2, tall), (wide / 2, 0.0), (camera.intrinsics.width, rows))
     if place is None:
         return
     where, patch = place

@@ -24,16 +24,16 @@ def paint_vehicle(view: View, image: Image, sighting: Sighting) -> list[Lamp]:
         Its lit lamps.
     """
     camera, light, vehicle = view.camera, light_of(view.scene), sighting.vehicle
-    rows = min(camera.height, math.floor(sighting.limit) + 1)
+    rows = min(camera.intrinsics.height, math.floor(sighting.limit) + 1)
     outlines = np.concatenate(sighting.outlines)
     low, high = outlines.min(axis=0), outlines.max(axis=0)
-    if rows <= 0 or high[0] < -1 or low[0] > camera.width or low[1] > rows:
+    if rows <= 0 or high[0] < -1 or low[0] > camera.intrinsics.width or low[1] > rows:
         return []
 
     def pixels(points: Array) -> Array:
         return camera.project(view.base_from_road(sighting.pose.on_road(points)))
 
-    _darken(image[: min(camera.height, rows + 8)], pixels(_shadow(vehicle.kind)), 0.5 if light.lamps else 0.75)
+    _darken(image[: min(camera.intrinsics.height, rows + 8)], pixels(_shadow(vehicle.kind)), 0.5 if light.lamps else 0.75)
     pieces = body(vehicle.kind, vehicle.colour)
     ends = np.cumsum([len(piece.points) for piece in pieces])
     outlines_of_pieces = np.split(pixels(np.concatenate([piece.points for piece in pieces])), ends[:-1])

@@ -1,0 +1,133 @@
+"""One YAML file for a camera: what ROS's ``camera_calibration_parsers`` reads and writes, and beside it, under keys that ROS
+passes over, the mount on the vehicle and how sure each number is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, model_validator
+
+from calibration.camera import COEFFICIENTS, Camera, DistortionModel, Intrinsics, Mount
+from engine.files import write_whole
+from engine.settings import Section, read_settings
+
+Matrix3 = Annotated[list[float], Field(min_length=9, max_length=9)]
+Sigma = dict[str, Annotated[float, Field(ge=0)]]
+
+
+class Matrix(Section):
+    """A matrix as OpenCV and ROS write it: row by row."""
+
+    rows: Annotated[int, Field(ge=1)]
+    cols: Annotated[int, Field(ge=1)]
+    data: list[float]
+
+    @model_validator(mode="after")
+    def check(self) -> Matrix:
+        if len(self.data) != self.rows * self.cols:
+            raise ValueError(f"data has {len(self.data)} numbers, and rows times cols is {self.rows * self.cols}")
+        return self
+
+
+class MountSection(Section):
+    """`calibration.camera.Mount`."""
+
+    frame_id: str = "base_link"
+    height_m: Annotated[float, Field(gt=0)]
+    pitch: float = 0.0
+    roll: float = 0.0
+    yaw: float = 0.0
+    x_m: float = 0.0
+    y_m: float = 0.0
+    sigma: Sigma = Field(default_factory=dict)
+
+
+class CameraFile(Section):
+    """The file's keys; others at this level are other programs' business."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+    image_width: Annotated[int, Field(gt=0)]
+    image_height: Annotated[int, Field(gt=0)]
+    camera_name: str = "camera"
+    camera_matrix: Matrix
+    distortion_model: Literal["plumb_bob", "rational_polynomial", "equidistant"]
+    distortion_coefficients: Matrix
+    mount: MountSection | None = None
+    sigma: Sigma = Field(default_factory=dict)
+
+
+def read_camera(path: Path) -> tuple[Intrinsics, Mount | None]:
+    """The camera in a YAML file, and its mount where there is one.
+
+    Raises:
+        ValueError: the file cannot be read, is no YAML, a key is missing or holds something else than it should; the
+            sentence names the file and the key by its path.
+    """
+    tree = read_settings(CameraFile, path, {})
+    model: DistortionModel = tree.distortion_model
+    matrix, coefficients = tree.camera_matrix, tree.distortion_coefficients.data
+    if (matrix.rows, matrix.cols) != (3, 3):
+        raise ValueError(f"{path}: camera_matrix: wanted 3 rows and 3 cols, got {matrix.rows} and {matrix.cols}")
+    fx, skew, cx, zero, fy, cy, *last = matrix.data
+    if (skew, zero, *last) != (0, 0, 0, 0, 1):
+        raise ValueError(f"{path}: camera_matrix.data: wanted fx 0 cx 0 fy cy 0 0 1, got {matrix.data}")
+    if len(coefficients) > COEFFICIENTS[model]:
+        raise ValueError(
+            f"{path}: distortion_coefficients.data: {model} has {COEFFICIENTS[model]} coefficients, got {len(coefficients)}"
+        )
+    try:
+        intrinsics = Intrinsics(
+            fx, fy, cx, cy, tree.image_width, tree.image_height, model, tuple(coefficients), tree.camera_name, tree.sigma
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: camera_matrix.data: {error}") from error
+    if tree.mount is None:
+        return intrinsics, None
+    try:
+        return intrinsics, Mount(**tree.mount.model_dump())
+    except ValueError as error:
+        raise ValueError(f"{path}: mount: {error}") from error
+
+
+def read_mounted(path: Path) -> Camera:
+    """The camera in a YAML file with its mount. Raises ValueError as `read_camera`, and where there is no mount."""
+    intrinsics, mount = read_camera(path)
+    if mount is None:
+        raise ValueError(f"{path}: mount: missing, so that nothing has a place on the ground; 'calibrate ground' writes it")
+    return Camera(intrinsics, mount)
+
+
+def write_camera(path: Path, intrinsics: Intrinsics, mount: Mount | None = None) -> None:
+    """Write the file, whole or not at all; `read_camera` reads the same numbers. Raises OSError."""
+    write_whole(path, to_yaml(intrinsics, mount).encode())
+
+
+def to_yaml(intrinsics: Intrinsics, mount: Mount | None = None) -> str:
+    """The file's text."""
+    k = intrinsics
+    tree: dict[str, Any] = {
+        "image_width": k.width,
+        "image_height": k.height,
+        "camera_name": k.name,
+        "camera_matrix": matrix(3, 3, [k.fx, 0.0, k.cx, 0.0, k.fy, k.cy, 0.0, 0.0, 1.0]),
+        "distortion_model": k.distortion_model,
+        "distortion_coefficients": matrix(1, len(k.distortion), list(k.distortion)),
+        "rectification_matrix": matrix(3, 3, [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]),
+        "projection_matrix": matrix(3, 4, [k.fx, 0.0, k.cx, 0.0, 0.0, k.fy, k.cy, 0.0, 0.0, 0.0, 1.0, 0.0]),
+    }
+    if k.sigma:
+        tree["sigma"] = {name: float(value) for name, value in k.sigma.items()}
+    if mount:
+        tree["mount"] = {
+            "frame_id": mount.frame_id,
+            **{name: float(getattr(mount, name)) for name in ("height_m", "pitch", "roll", "yaw", "x_m", "y_m")},
+            "sigma": {name: float(value) for name, value in mount.sigma.items()},
+        }
+    return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=120)
+
+
+def matrix(rows: int, cols: int, data: list[float]) -> dict[str, Any]:
+    return {"rows": rows, "cols": cols, "data": [float(value) for value in data]}

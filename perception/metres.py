@@ -1,0 +1,172 @@
+"""Results on the ground, in metres: what a planner asks of the polygons.
+
+Everything here is about ground that is known to be free: that ends at an obstacle, at an edge of the road, and where the
+view ends. Frame: ``base_link`` (x forward, y left, the origin on the ground).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from calibration.camera import Camera
+from calibration.camera_file import read_mounted
+from calibration.ground import GroundView, RangeSigma, range_intervals
+from perception.boundary import Edges, free_across, free_along_lines, free_along_rays, wrapped
+from perception.config import GroundConfig
+from perception.errors import BadInput
+from perception.freespace import Distance, Ground, Polygon, Scan, Width
+from perception.polygons import inside_rings
+
+Array = NDArray[np.float64]
+
+GAP_M = 0.3  # free ground that begins so close to the beginning of the view begins with it
+LANE_M = 0.1  # at most between the lines along which the way ahead of the vehicle is looked at
+UNKNOWN, FREE, OCCUPIED = -1, 0, 100  # of nav_msgs/OccupancyGrid
+
+
+class Metres:
+    """Brings results to the ground that one camera sees.
+
+    Attributes:
+        camera: the camera, for frames of one size.
+        view: what it sees.
+
+    Raises:
+        BadInput: the camera sees no ground within the range.
+    """
+
+    def __init__(self, camera: Camera, config: GroundConfig) -> None:
+        self.camera, self.config = camera, config
+        try:
+            self.view = GroundView(camera, config.max_range_m)
+        except ValueError as error:
+            raise BadInput(f"{config.calibration}: {error}") from error
+        mount = camera.mount
+        self._sigma = RangeSigma(
+            config.pixel_sigma * camera.intrinsics.height,
+            math.hypot(config.pitch_sigma, mount.sigma.get("pitch", 0.0)),
+            math.hypot(config.pitch_sigma, mount.sigma.get("roll", 0.0)),
+            mount.sigma.get("height_m", 0.0),
+        )
+        self._seen = Edges([ring for part in shapely.get_parts(self.view.seen) for ring in rings_of(part)])
+        bearings = wrapped(np.arctan2(self._seen.start[:, 1], self._seen.start[:, 0]) - mount.yaw)
+        step, half = config.scan_step, config.vehicle_width_m / 2
+        first = math.ceil(bearings.min() / step)
+        self._rays = (first * step, step, math.floor(bearings.max() / step) - first + 1)
+        lanes = math.ceil(2 * half / LANE_M)
+        self._lanes = (-half, 2 * half / lanes, lanes + 1)
+        self._seen_along_rays = free_along_rays(self._seen, *self._rays, mount.yaw)[0]
+        self._seen_along_lanes = free_along_lines(self._seen, *self._lanes)[0]
+
+    def place(self, polygons: list[Polygon]) -> tuple[list[Polygon], Ground]:
+        """The same polygons with their parts on the ground, and what is to be said of all of them together."""
+        placed = self.view.place([shapely.Polygon(p.exterior, p.interiors) for p in polygons])
+        parts = [part for those in placed for part in those]
+        edges = Edges([ring for part in parts for ring in part.rings])
+        ranges, way = self.free_ranges(edges), self.way_ahead(edges)
+        first, step, count = self._rays
+        bearings = self.camera.mount.yaw + first + step * np.arange(count)
+        points = ranges[:, None] * np.stack([np.cos(bearings), np.sin(bearings)], axis=1)
+        near, far = self.interval(points if way is None else np.vstack([points, way]))
+        ground = Ground(
+            frame_id=self.camera.mount.frame_id,
+            area_m2=sum(part.area_m2 for part in parts),
+            ahead=None if way is None else self.from_bumper(way, float(near[-1]), float(far[-1])),
+            scan=Scan(float(bearings[0]), step, self.config.max_range_m, ranges, near[:count], far[:count]),
+            widths=[Width(x, *(free_across(edges, x) or (0.0, 0.0))) for x in self.config.widths_at_m],
+        )
+        return [replace(p, ground=those) for p, those in zip(polygons, placed, strict=True)], ground
+
+    def free_ranges(self, edges: Edges) -> Array:
+        """How far free ground reaches from base_link's origin along the scan's rays, without a break from where the view
+        begins; NaN where no ground is seen."""
+        return without_break(self._seen_along_rays, *free_along_rays(edges, *self._rays, self.camera.mount.yaw))
+
+    def way_ahead(self, edges: Edges) -> Array | None:
+        """Where free ground first ends across the vehicle's width, ``(2,)`` metres; None where not all of that is seen."""
+        ends = without_break(self._seen_along_lanes, *free_along_lines(edges, *self._lanes))
+        if np.isnan(ends).any():
+            return None
+        first, step, _ = self._lanes
+        nearest = int(np.argmin(ends))
+        return np.array([ends[nearest], first + step * nearest])
+
+    def from_bumper(self, point: Array, near: float, far: float) -> Distance:
+        """The distance to a point whose range lies between ``near`` and ``far``."""
+        scale = float(point[0]) / math.hypot(*point)
+        return Distance(*(max(0.0, x - self.config.bumper_m) for x in (float(point[0]), near * scale, far * scale)))
+
+    def interval(self, points: Array) -> tuple[Array, Array]:
+        """`range_intervals`; where the view ends, at the greatest range, nobody knows how far it goes on."""
+        near, far = range_intervals(self.camera, points, self._sigma).T
+        limit = np.hypot(*points.T) > self.config.max_range_m - 0.01
+        return near, np.where(limit, np.inf, far)
+
+    def occupancy(self, polygons: list[Polygon], resolution_m: float) -> NDArray[np.int8]:
+        """The ground as cells, as in nav_msgs/OccupancyGrid.
+
+        Free is a cell whose centre lies in a polygon; occupied one that is seen, not free, and beside a free one: the
+        boundary of free ground, whatever makes it; of all others nothing is known.
+
+        Returns:
+            int8 ``(rows, columns)`` of `UNKNOWN`, `FREE`, `OCCUPIED`: columns from x = 0 forward, rows from the greatest
+            range on the right (y = -range) to that on the left.
+        """
+        reach = self.config.max_range_m
+        size = math.ceil(reach / resolution_m), math.ceil(2 * reach / resolution_m)
+
+        def cells(rings: list[Array]) -> NDArray[np.uint8]:
+            return inside_rings([(ring + np.array([0.0, reach])) / resolution_m - 0.5 for ring in rings], size)
+
+        free = cells([ring for polygon in polygons for part in polygon.ground or [] for ring in part.rings])
+        seen = cells([ring for part in shapely.get_parts(self.view.seen) for ring in rings_of(part)])
+        inner = cv2.erode(seen, np.ones((3, 3), np.uint8), borderValue=0)
+        near_free = cv2.dilate(free, np.ones((3, 3), np.uint8))
+        grid = np.full(free.shape, UNKNOWN, np.int8)
+        grid[(near_free > 0) & (inner > 0)] = OCCUPIED
+        grid[free > 0] = FREE
+        return grid
+
+
+def without_break(seen: Array, begins: Array, ends: Array) -> Array:
+    """Where free ground ends that begins where the view does; where it does not begin there, it ends there."""
+    return np.where(begins <= seen + GAP_M, ends, seen)
+
+
+def rings_of(shape: shapely.Polygon) -> list[Array]:
+    return [shapely.get_coordinates(line)[:-1] for line in (shape.exterior, *shape.interiors)]
+
+
+class Rulers:
+    """`Metres` for frames of any size that the calibrated camera gives.
+
+    Raises:
+        BadInput: the calibration cannot be read, or has no mount.
+    """
+
+    def __init__(self, config: GroundConfig, file: Path) -> None:
+        self.config, self.file = config, file
+        self._metres: Metres | None = None
+        try:
+            self.camera = read_mounted(file)
+        except ValueError as error:
+            raise BadInput(str(error)) from error
+
+    def at(self, size: tuple[int, int]) -> Metres:
+        """For frames of ``(width, height)``. Raises `BadInput`: they are of another shape than the calibrated ones."""
+        if self._metres is None or self._metres.view.size != size:
+            k = self.camera.intrinsics
+            if abs(size[0] * k.height - size[1] * k.width) > max(k.width, k.height):  # a row or a column more or less
+                raise BadInput(
+                    f"{self.file}: made for frames of {k.width}x{k.height}, and these are {size[0]}x{size[1]}: another shape "
+                    "needs another calibration"
+                )
+            self._metres = Metres(Camera(k.scaled(size), self.camera.mount), self.config)
+        return self._metres

@@ -1,0 +1,338 @@
+"""Free ground in metres: by hand on simple scenes, by brute force on many, and through the loop."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+from conftest import Cli, road_image, write_image
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calibration.camera import Camera, Intrinsics, Mount
+from calibration.camera_file import write_camera
+from calibration.ground import ground_from_pixels, pixels_from_ground
+from perception.boundary import Edges, free_across, free_along_lines, free_along_rays
+from perception.config import GroundConfig
+from perception.errors import BadInput
+from perception.freespace import Freespace, Ground, Polygon
+from perception.metres import FREE, OCCUPIED, UNKNOWN, Metres, Rulers
+
+PINHOLE = Intrinsics(1000, 1000, 639.5, 359.5, 1280, 720)
+LEVEL = Camera(PINHOLE, Mount(height_m=1.5))
+BEGIN_M = 1500 / 360  # where the ground enters the picture of a level camera 1.5 m high
+SETTINGS = GroundConfig(max_range_m=40, vehicle_width_m=2.0, widths_at_m=[8.0, 20.0, 39.0])
+
+
+def seen(camera: Camera, *rings: list[tuple[float, float]]) -> Polygon:
+    """A polygon in pixels whose corners lie at these places on the ground; hole after the exterior."""
+    exterior, *interiors = (pixels_from_ground(camera, ring) for ring in rings)
+    return Polygon("freespace", True, 0.9, shapely.Polygon(exterior, interiors).area, exterior, interiors)
+
+
+def road(camera: Camera, until: float = 30.0, *holes: list[tuple[float, float]]) -> Polygon:
+    """A road 3 m wide to either side, from below the picture."""
+    begin = camera.mount.x_m + 1
+    return seen(camera, [(begin, -3), (until, -3), (until, 3), (begin, 3)], *holes)
+
+
+def place(polygons: list[Polygon], camera: Camera = LEVEL, config: GroundConfig = SETTINGS) -> Ground:
+    return Metres(camera, config).place(polygons)[1]
+
+
+def range_at(ground: Ground, angle: float) -> float:
+    return float(ground.scan.ranges_m[round((angle - ground.scan.angle_min) / ground.scan.angle_increment)])
+
+
+BOX = [(14.0, -0.5), (14.0, 1.5), (16.0, 1.5), (16.0, -0.5)]
+
+
+class TestScene:
+    """A road 6 m wide that ends at 30 m, with a box of 2 m by 2 m on it."""
+
+    def test_an_empty_road(self) -> None:
+        ground = place([road(LEVEL)])
+        assert ground.ahead is not None
+        assert ground.ahead.m == pytest.approx(30, abs=0.01)
+        assert ground.ahead.near_m < 30 < ground.ahead.far_m
+        assert range_at(ground, 0.0) == pytest.approx(30, abs=0.01)
+        # At 0.3 rad to the left its side is met at 3 / sin.
+        step = round(0.3 / 0.0175) * 0.0175
+        assert range_at(ground, step) == pytest.approx(3 / math.sin(step), abs=0.01)
+        assert [(w.right_m, w.left_m) for w in ground.widths] == [pytest.approx((-3, 3), abs=0.01)] * 2 + [(0.0, 0.0)]
+
+    def test_what_the_box_hides(self) -> None:
+        ground = place([road(LEVEL, 30.0, BOX)])
+        assert ground.ahead is not None
+        assert ground.ahead.m == pytest.approx(14, abs=0.01)
+        assert range_at(ground, 0.0) == pytest.approx(14, abs=0.01)
+        assert ground.area_m2 == pytest.approx(place([road(LEVEL)]).area_m2 - 4, abs=0.02)
+
+    def test_distances_count_from_the_bumper_and_ranges_from_base_link(self) -> None:
+        camera = Camera(PINHOLE, Mount(1.5, x_m=1.8))
+        ground = place([road(camera, 30.0, BOX)], camera, SETTINGS.model_copy(update={"bumper_m": 3.5}))
+        assert ground.ahead is not None
+        assert ground.ahead.m == pytest.approx(10.5, abs=0.01)
+        assert range_at(ground, 0.0) == pytest.approx(14, abs=0.01)
+
+    def test_something_beside_the_vehicles_path_is_not_ahead(self) -> None:
+        beside = [(14.0, 1.1), (14.0, 2.0), (16.0, 2.0), (16.0, 1.1)]
+        ground = place([road(LEVEL, 30.0, beside)])
+        assert ground.ahead is not None
+        assert ground.ahead.m == pytest.approx(30, abs=0.01)
+        within = [(14.0, 0.93), (14.0, 2.0), (16.0, 2.0), (16.0, 0.93)]
+        ground = place([road(LEVEL, 30.0, within)])
+        assert ground.ahead is not None
+        assert ground.ahead.m == pytest.approx(14, abs=0.01)
+
+    def test_free_as_far_as_one_looks(self) -> None:
+        ground = place([road(LEVEL, 200.0)])
+        assert ground.ahead is not None
+        assert ground.ahead.m == pytest.approx(40, abs=0.05)
+        assert ground.ahead.far_m == math.inf
+        assert range_at(ground, 0.0) == pytest.approx(40, abs=0.02)
+        assert ground.scan.range_max_m == 40
+
+    def test_no_free_ground_is_blocked_where_the_view_begins(self) -> None:
+        ground = place([])
+        assert ground.area_m2 == 0
+        assert ground.ahead is not None
+        assert ground.ahead.m == pytest.approx(BEGIN_M, abs=0.01)
+        assert range_at(ground, 0.0) == pytest.approx(BEGIN_M, abs=0.01)
+        assert all((w.right_m, w.left_m) == (0, 0) for w in ground.widths)
+
+    def test_free_ground_behind_an_obstacle_does_not_count(self) -> None:
+        ground = place([seen(LEVEL, [(10, -3), (20, -3), (20, 3), (10, 3)])])
+        assert ground.ahead is not None
+        assert ground.ahead.m == pytest.approx(BEGIN_M, abs=0.01)
+        assert ground.widths[1].right_m == 0  # at 20 m it has just ended
+        assert place([seen(LEVEL, [(7, -3), (9, -3), (9, 3), (7, 3)])]).widths[0].left_m == pytest.approx(3, abs=0.01)
+
+    def test_a_camera_that_looks_to_the_left(self) -> None:
+        camera = Camera(PINHOLE, Mount(1.5, yaw=math.pi / 2))
+        to_the_left = seen(camera, [(-3.0, 1.0), (3, 1), (3, 30), (-3, 30)])
+        ground = place([to_the_left], camera)
+        assert ground.ahead is None  # nobody looks there
+        assert range_at(ground, round(math.pi / 2 / 0.0175) * 0.0175) == pytest.approx(30, abs=0.02)
+
+    def test_a_rear_camera(self) -> None:
+        camera = Camera(PINHOLE, Mount(1.5, yaw=math.pi, x_m=-1.0))
+        behind = seen(camera, [(-3.0, 3.0), (-3.0, -3.0), (-20.0, -3.0), (-20.0, 3.0)])
+        ground = place([behind], camera)
+        middle = ground.scan.ranges_m[len(ground.scan.ranges_m) // 2]
+        assert middle == pytest.approx(20, abs=0.05)
+
+
+@st.composite
+def regions(draw: st.DrawFn) -> shapely.Geometry:
+    """Some polygons with holes ahead of the origin."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
+    discs = [shapely.Point(rng.uniform(2, 30), rng.uniform(-8, 8)).buffer(rng.uniform(0.5, 6), quad_segs=4) for _ in range(5)]
+    away = [shapely.Point(rng.uniform(2, 30), rng.uniform(-8, 8)).buffer(rng.uniform(0.3, 3), quad_segs=4) for _ in range(4)]
+    return shapely.intersection(
+        shapely.difference(shapely.union_all(discs), shapely.union_all(away)), shapely.box(0.5, -20, 40, 20)
+    )
+
+
+def edges(region: shapely.Geometry) -> Edges:
+    parts = [part for part in shapely.get_parts(region) if isinstance(part, shapely.Polygon)]
+    return Edges([shapely.get_coordinates(r)[:-1] for p in parts for r in (p.exterior, *p.interiors)])
+
+
+class TestBoundary:
+    """Against Shapely's own intersection of each line."""
+
+    @settings(max_examples=50)
+    @given(regions())
+    def test_rays(self, region: shapely.Geometry) -> None:
+        begins, ends = free_along_rays(edges(region), -1.2, 0.0731, 33)
+        for i, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+            angle = -1.2 + 0.0731 * i
+            ray = shapely.LineString([(0, 0), (80 * math.cos(angle), 80 * math.sin(angle))])
+            self.check(ray, region, begin, end)
+
+    @settings(max_examples=50)
+    @given(regions())
+    def test_lines(self, region: shapely.Geometry) -> None:
+        begins, ends = free_along_lines(edges(region), -1.03, 0.0997, 21)
+        for i, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+            y = -1.03 + 0.0997 * i
+            self.check(shapely.LineString([(0, y), (80, y)]), region, begin, end)
+
+    def check(self, line: shapely.LineString, region: shapely.Geometry, begin: float, end: float) -> None:
+        pieces = [p for p in shapely.get_parts(shapely.line_merge(shapely.intersection(line, region))) if p.length > 0]
+        if not pieces:
+            assert math.isnan(begin)
+            return
+        start = shapely.Point(line.coords[0])
+        first = min(pieces, key=start.distance)
+        assert begin == pytest.approx(start.distance(first), abs=1e-6)
+        assert end == pytest.approx(begin + first.length, abs=1e-6)
+
+    @settings(max_examples=50)
+    @given(regions(), st.floats(3, 35))
+    def test_across(self, region: shapely.Geometry, x: float) -> None:
+        found = free_across(edges(region), x)
+        inside = shapely.contains_xy(region, x, 0.0)
+        if shapely.distance(region.boundary, shapely.Point(x, 0)) > 1e-9:
+            assert (found is not None) == inside
+        if found:
+            middle = shapely.LineString([(x, found[0]), (x, found[1])])
+            assert shapely.covers(shapely.buffer(region, 1e-6), middle)
+
+    def test_a_region_around_the_origin_begins_there(self) -> None:
+        square = Edges([np.array([(5.0, -5), (5, 5), (-5, 5), (-5, -5)])])
+        begins, ends = free_along_rays(square, -0.5, 0.25, 5)
+        np.testing.assert_allclose(begins, 0)
+        np.testing.assert_allclose(ends, 5 / np.cos([-0.5, -0.25, 0, 0.25, 0.5]))
+
+    def test_nothing_gives_nothing(self) -> None:
+        for found in (free_along_rays(Edges([]), -1, 0.1, 4), free_along_lines(Edges([]), -1, 0.1, 4)):
+            assert np.isnan(found).all()
+        assert free_across(Edges([]), 5.0) is None
+
+
+class TestOccupancy:
+    """Cells as in nav_msgs/OccupancyGrid."""
+
+    def test_cells(self) -> None:
+        metres = Metres(LEVEL, SETTINGS)
+        polygons, _ = metres.place([road(LEVEL, 30.0, BOX)])
+        grid = metres.occupancy(polygons, 0.5)
+        assert grid.shape == (160, 80)
+
+        def cell(x: float, y: float) -> int:
+            return int(grid[int((y + 40) / 0.5), int(x / 0.5)])
+
+        assert cell(10, 0) == cell(10, -2.6) == cell(20, 2) == FREE
+        assert cell(14.2, 0.5) == OCCUPIED  # the near side of the box
+        assert cell(15, 0.6) == UNKNOWN  # its inside
+        assert cell(10, 3.2) == OCCUPIED  # the side of the road
+        assert cell(10, 5) == cell(35, 0) == UNKNOWN  # seen, and nobody knows what it is
+        assert cell(1, 0) == UNKNOWN  # below the picture
+        assert np.count_nonzero(grid == FREE) * 0.25 == pytest.approx(
+            sum(p.area_m2 for q in polygons for p in q.ground or []), rel=0.03
+        )
+
+    def test_the_view_s_edge_is_no_obstacle(self) -> None:
+        metres = Metres(LEVEL, SETTINGS)
+        everything = seen(LEVEL, [(1.0, -60), (60, -60), (60, 60), (1, 60)])
+        polygons, _ = metres.place([everything])
+        assert not (metres.occupancy(polygons, 0.5) == OCCUPIED).any()
+
+
+class TestResult:
+    """The JSON form."""
+
+    def result(self) -> Freespace:
+        polygons, ground = Metres(LEVEL, SETTINGS).place([road(LEVEL, 30.0, BOX), road(LEVEL, 200.0)])
+        return Freespace(
+            1, "a", "camera", 2, "media", (1280, 720), True, "running", "m", "torch", 0, polygons, {"total": 1.0}, ground=ground
+        )
+
+    def test_there_and_back(self) -> None:
+        result = self.result()
+        line = result.to_json()
+        assert Freespace.from_json(line).to_json() == line
+        again = Freespace.from_json(line)
+        assert again.ground is not None
+        assert result.ground is not None
+        np.testing.assert_allclose(again.ground.scan.ranges_m, result.ground.scan.ranges_m, atol=6e-4)
+        np.testing.assert_array_equal(np.isinf(again.ground.scan.far_m), np.isinf(result.ground.scan.far_m))
+        assert again.polygons[0].ground is not None
+        assert again.polygons[0].ground[0].area_m2 == pytest.approx(result.polygons[0].ground[0].area_m2, abs=1e-3)  # type: ignore[index]
+
+    def test_it_is_json_for_everybody(self) -> None:
+        tree = json.loads(self.result().to_json(), parse_constant=pytest.fail)  # neither NaN nor Infinity
+        assert tree["ground"]["frame_id"] == "base_link"
+        assert tree["polygons"][0]["ground"][0]["exterior"][0][0] > 0
+
+    def test_an_invalid_result_has_no_ground(self) -> None:
+        ground = self.result().ground
+        with pytest.raises(ValueError, match="invalid"):
+            Freespace(1, "a", "c", 2, "media", (8, 8), False, "stale", "m", "torch", 0, [], {}, ground=ground)
+
+    @pytest.mark.parametrize("key", ["scan", "frame_id", "widths", "area_m2", "ahead"])
+    def test_a_line_without_one_of_its_keys_is_refused(self, key: str) -> None:
+        tree = json.loads(self.result().to_json())
+        del tree["ground"][key]
+        with pytest.raises(ValueError, match=key):
+            Freespace.from_json(json.dumps(tree))
+
+
+class TestRulers:
+    """From the calibration's file to the frames at hand."""
+
+    def test_frames_of_another_size_and_shape(self, tmp_path: Path) -> None:
+        write_camera(tmp_path / "car.yaml", LEVEL.intrinsics, LEVEL.mount)
+        rulers = Rulers(SETTINGS, tmp_path / "car.yaml")
+        half = rulers.at((640, 360))
+        assert half.camera.intrinsics.fx == pytest.approx(500)
+        assert rulers.at((640, 360)) is half
+        with pytest.raises(BadInput, match="made for frames of 1280x720, and these are 640x480"):
+            rulers.at((640, 480))
+
+    def test_without_a_mount_nothing_has_a_place(self, tmp_path: Path) -> None:
+        write_camera(tmp_path / "lens.yaml", LEVEL.intrinsics)
+        with pytest.raises(BadInput, match=r"lens.yaml: mount: missing.*calibrate ground"):
+            Rulers(SETTINGS, tmp_path / "lens.yaml")
+
+    def test_a_camera_that_sees_no_ground(self, tmp_path: Path) -> None:
+        write_camera(tmp_path / "up.yaml", LEVEL.intrinsics, Mount(1.5, pitch=-1.0))
+        with pytest.raises(BadInput, match="no ground"):
+            Rulers(SETTINGS, tmp_path / "up.yaml").at((1280, 720))
+
+
+class TestRun:
+    """Through the loop and the command line."""
+
+    def test_results_in_metres(self, tmp_path: Path, tiny_model: Path, cli: Cli) -> None:
+        camera = Camera(Intrinsics(100, 100, 63.5, 31.5, 128, 64), Mount(1.5, pitch=0.1))
+        write_camera(tmp_path / "car.yaml", camera.intrinsics, camera.mount)
+        write_image(tmp_path / "road.png", road_image())
+        (tmp_path / "c.yaml").write_text("polygons: {min_region: 0.001}\nground: {max_range_m: 50, bumper_m: 1.0}\n")
+        done = cli(
+            "run", "road.png", "--model", tiny_model, "--calibration", "car.yaml", "--polygons", "o.jsonl", "--config", "c.yaml"
+        )
+        assert done.returncode == 0, done.stderr
+        (result,) = [Freespace.from_json(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+        assert result.ground is not None
+        assert result.polygons
+        # The corners in metres are the corners in pixels, each on its own, as long as they lie within range.
+        for polygon in result.polygons:
+            metres = ground_from_pixels(camera, polygon.exterior)
+            near = metres[np.hypot(*metres.T) < 49]
+            corners = np.concatenate([part.exterior for part in polygon.ground or []])
+            for point in near:
+                assert np.hypot(*(corners - point).T).min() < 0.002
+        assert result.ground.ahead is not None
+
+    @pytest.mark.parametrize(
+        ("text", "sentence"),
+        [
+            ("camera: 1\n", "image_width"),
+            ("{", "not valid YAML"),
+            (None, "cannot read"),
+        ],
+    )
+    def test_a_calibration_that_cannot_be_used(self, tmp_path: Path, cli: Cli, text: str | None, sentence: str) -> None:
+        write_image(tmp_path / "road.png", road_image())
+        if text:
+            (tmp_path / "car.yaml").write_text(text)
+        done = cli("run", "road.png", "--calibration", "car.yaml", "--polygons", "o.jsonl")
+        assert done.returncode == 2
+        assert sentence in done.stderr
+        assert "car.yaml" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "o.jsonl").exists()
+
+    def test_frames_of_another_shape_end_the_run(self, tmp_path: Path, tiny_model: Path, cli: Cli) -> None:
+        write_camera(tmp_path / "car.yaml", LEVEL.intrinsics, LEVEL.mount)
+        write_image(tmp_path / "road.png", road_image())
+        done = cli("run", "road.png", "--model", tiny_model, "--calibration", "car.yaml", "--polygons", "o.jsonl")
+        assert done.returncode == 2
+        assert "made for frames of 1280x720, and these are 128x64" in done.stderr
