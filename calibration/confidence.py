@@ -231,7 +231,7 @@ def calibrated(contract: ModelContract, planes: Mapping[str, PlaneCalibration]) 
 
     Slope and offset go into the weights and biases of the last convolution where it leads straight, or by a DepthToSpace, to
     the sigmoid, in float; else a multiplication and an addition stand before the sigmoid. Levels are looked up behind the
-    last node. Float arithmetic elsewhere, INT8 nodes too, stays as it was.
+    last node. All else, INT8 nodes too, stays as it was. Metrics in the metadata go where decisions at 0.5 may move.
 
     Raises:
         ModelError: the model is calibrated already, has no such plane, or no sigmoid before its output.
@@ -253,6 +253,9 @@ def calibrated(contract: ModelContract, planes: Mapping[str, PlaneCalibration]) 
             insert_affine(model.graph, sigmoid_node, slopes, offsets)
     if any(c.levels is not None for c in ordered):
         insert_lookup(model.graph, np.stack([np.arange(LEVELS) if c.levels is None else c.levels for c in ordered]))
+    if any(c.offset != 0 or c.levels is not None for c in ordered):  # decisions move, and with them what was measured
+        kept = {p.key: p.value for p in model.metadata_props if p.key != "freespace.metrics"}
+        onnx.helper.set_model_props(model, kept)
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

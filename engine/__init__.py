@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["BACKENDS", "DEFAULT_MODEL", "ModelContract", "ModelError", "installed", "open_engine", "read_contract", "usable"]
 
 DEFAULT_MODEL = Path(__file__).parent / "zoo" / "freespace.onnx"
-DEFAULT_INT8 = Path(__file__).parent / "zoo" / "freespace.int8.onnx"
+DEFAULT_INT8 = Path(__file__).parent / "zoo" / "freespace.int8.onnx"  # the fastest on x86 processors
+DEFAULT_SYMMETRIC = Path(__file__).parent / "zoo" / "freespace.int8-symmetric.onnx"  # as TensorRT takes it; runs everywhere
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def open_engine(
     """Load a model file into a backend.
 
     Args:
-        model: the ONNX file; None takes one that ships with the package: the quantised one for ``int8`` on a processor.
+        model: the ONNX file; None takes one that ships with the package: for ``int8`` a quantised one.
         backend: a key of `BACKENDS`, or ``auto``: the first of `AUTO` that is installed and works.
         precision: as the backend offers it. ``auto`` is int8 for a quantised model and else fp16 on a GPU, fp32 on a
             processor; but with backend ``auto`` what this processor is made for: the shipped model in int8 with VNNI, any
@@ -100,7 +101,7 @@ def open_engine(
         needed = " and ".join(missing(backend))
         raise ModelError(f"backend {backend} needs {needed}, which is not installed; see 'freespace doctor'")
     failed: list[str] = []
-    names = candidates(precision, model is None, say) if backend == "auto" else [backend]
+    names = candidates(precision, say) if backend == "auto" else [backend]
     for name in names:
         try:
             if backend == "auto":
@@ -139,8 +140,8 @@ def for_this_machine(backend: str, model: Path | str | None, precision: str) -> 
 
 def choose_model(model: Path | str | None, backend: str, precision: str) -> ModelContract:
     """The model asked for, or the shipped one that fits. Raises `ModelError`: it breaks the contract."""
-    if model is None and precision == "int8" and not BACKENDS[backend].gpu:
-        return read_contract(DEFAULT_INT8)
+    if model is None and precision == "int8":
+        return read_contract(DEFAULT_SYMMETRIC if BACKENDS[backend].gpu else DEFAULT_INT8)
     return read_contract(Path(model) if model else DEFAULT_MODEL)
 
 
@@ -164,18 +165,17 @@ def open_backend(contract: ModelContract, name: str, precision: str, threads: in
 
 def choose_backend(precision: str = "auto") -> tuple[str, str]:
     """(backend, reason): what ``auto`` tries first here. Raises `ModelError` where nothing can compute in ``precision``."""
-    names = candidates(precision, True)
+    names = candidates(precision)
     if not names:
         raise nothing_for(precision)
     return names[0], REASON
 
 
-def candidates(precision: str, shipped: bool, say: Say = lambda line: None) -> list[str]:
-    """The backends that ``auto`` tries, best first; of the shipped models, the one in int8 is for processors."""
+def candidates(precision: str, say: Say = lambda line: None) -> list[str]:
+    """The backends that ``auto`` tries, best first."""
     names: list[str] = []
     for name in AUTO:
-        gpu = BACKENDS[name].gpu
-        if precision not in ("auto", *BACKENDS[name].precisions) or (gpu and shipped and precision == "int8"):
+        if precision not in ("auto", *BACKENDS[name].precisions):
             continue
         if installed(name):
             if problem := usable(name):

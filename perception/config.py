@@ -110,7 +110,7 @@ class GroundConfig(Section):
         default_factory=lambda: [5.0, 10.0, 20.0, 30.0]
     )
     # What makes metres uncertain, beside the calibration itself, as standard deviations.
-    pixel_sigma: Fraction = 0.003  # of an outline in the image, of the image's height
+    pixel_sigma: Fraction = 0.01  # of an outline in the image, of the image's height (measured: benchmarks/outlines.py)
     pitch_sigma: Annotated[float, Field(ge=0, le=0.2)] = 0.005  # of pitch and roll against the road, radians: the vehicle nods
     refine_pitch: bool = False  # correct the calibrated pitch slowly, by the direction in which the vehicle moves
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.quantization import SENSITIVE, QuantisationOptions, network_input, quantise
+from calibration.quantization import SENSITIVE, QuantisationOptions, measure, named, network_input, with_scales
+from calibration.sensitivity import keep_to_lose, keep_worst, sensitivities, table
 from engine import DEFAULT_MODEL, open_engine, read_contract
 from engine.parity import Parity
 from perception.capture import Selection, open_source
@@ -28,25 +29,48 @@ def quantise_command(
     activations: str,
     keep: tuple[str, ...],
     overwrite: bool,
+    sensitivity: bool = False,
+    worst: int | None = None,
+    lose: float | None = None,
 ) -> None:
     """Quantise ``model`` on the frames of ``sources``, write it, and say how far it agrees with the float model on them.
+
+    Args:
+        keep: parts of the names of nodes that stay in float.
+        sensitivity: print what INT8 does to each layer.
+        worst: measure that, and keep as many of the worst layers in float, instead of ``keep``.
+        lose: measure it, and keep as many as it takes for the scores to move by at most this on average, 0 to 1.
 
     Raises:
         BadInput, ModelError: with one sentence for the user.
     """
+    if sum((bool(keep), worst is not None, lose is not None)) > 1:
+        raise BadInput("give one of --keep, --keep-worst and --lose: each says which layers stay in float")
     check_output(out, overwrite)
     contract = read_contract(Path(model) if model else DEFAULT_MODEL)
     images = [network_input(contract, image)[0] for image in frames_of(sources, every)]
     if not images:
         raise BadInput("no frames to measure ranges on")
-    quantised = quantise(contract, images, QuantisationOptions(method, activations, keep or SENSITIVE))
-    write_whole(out, quantised.SerializeToString())
+    measured = measure(contract, images, QuantisationOptions(method, activations))
+    kept = named(measured.model, keep or SENSITIVE)
+    if sensitivity or worst is not None or lose is not None:
+        found = sensitivities(measured, tell)
+        print(table(found))
+        if worst is not None:
+            kept = keep_worst(found, worst)
+        elif lose is not None:
+            kept = keep_to_lose(measured, found, lose)
+        print(f"in float: {', '.join(kept) or 'nothing'}")
+    write_whole(out, with_scales(measured, kept).SerializeToString())
     row = Parity("", "int8")
     with open_engine(contract.path, "onnxruntime") as reference, open_engine(out, "onnxruntime") as engine:
         for image in images[:: max(1, len(images) // 50)]:
             row.add(engine.segment([image]).values[0], reference.segment([image]).values[0], contract.planes)
     agreement = ", ".join(f"{plane} {iou:.4f}" for plane, iou in row.iou.items())
-    print(f"{out}: int8 from {len(images)} frames; on these very frames it overlaps with the float model by IoU {agreement}")
+    print(
+        f"{out}: int8 from {len(images)} frames; on these very frames it overlaps with the float model by IoU {agreement}, "
+        f"and the scores move by {row.mean / 255:.5f} on average"
+    )
 
 
 def frames_of(sources: list[str], every: int) -> Iterator[NDArray[np.uint8]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
 
-from calibration.quantization import QuantisationOptions, quantise
-from engine import DEFAULT_INT8, DEFAULT_MODEL, open_engine, read_contract
+from calibration.quantization import QuantisationOptions, measure, named, quantise, with_scales
+from calibration.sensitivity import keep_to_lose, keep_worst, layers, scores_of, sensitivities, table
+from engine import DEFAULT_INT8, DEFAULT_MODEL, DEFAULT_SYMMETRIC, open_engine, read_contract
 from engine.contract import ModelError
 from engine.graph import is_quantised
 from engine.parity import Parity
@@ -70,9 +72,11 @@ def test_weights_are_symmetric_per_channel_and_the_head_stays_in_float(quantised
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_int8_says_nearly_the_same(quantised: Path, backend: str) -> None:
+@pytest.mark.parametrize("file", ["made now", DEFAULT_INT8.name, DEFAULT_SYMMETRIC.name])
+def test_int8_says_nearly_the_same(quantised: Path, backend: str, file: str) -> None:
     row = Parity(backend, "int8")
-    with open_engine(quantised, backend) as engine, open_engine(DEFAULT_MODEL, "onnxruntime") as reference:
+    model = quantised if file == "made now" else DEFAULT_INT8.with_name(file)
+    with open_engine(model, backend) as engine, open_engine(DEFAULT_MODEL, "onnxruntime") as reference:
         assert engine.precision == "int8"
         for image in drive(4, seed=4):  # not those that the ranges were measured on
             row.add(engine.segment([image]).values[0], reference.segment([image]).values[0], engine.contract.planes)
@@ -118,8 +122,10 @@ def test_precisions_that_do_not_fit_the_file(model: Path | None, backend: str, p
 def test_int8_without_a_model_is_the_shipped_one() -> None:
     with open_engine(None, "onnxruntime", "int8") as engine:
         assert engine.contract.path == DEFAULT_INT8
-    origin = json.loads(read_contract(DEFAULT_INT8).metadata["freespace.quantisation"])
-    assert origin["of"] == read_contract(DEFAULT_MODEL).sha256, "made of the float model that ships with it"
+    uncalibrated = json.loads(read_contract(DEFAULT_MODEL).metadata["freespace.confidence"])["of"]
+    for path in (DEFAULT_INT8, DEFAULT_SYMMETRIC):
+        origin = json.loads(read_contract(path).metadata["freespace.quantisation"])
+        assert origin["of"] == uncalibrated, "made of the float model that ships with it"
 
 
 @pytest.mark.parametrize(
@@ -135,6 +141,109 @@ def test_auto_takes_int8_where_the_processor_is_made_for_it(
         assert engine.precision in precision
     with open_engine(tiny_model) as engine:
         assert engine.precision in ("fp32", "bf16"), "a model of one's own is taken as it is"
+
+
+def two_layers(path: Path) -> Path:
+    """A model of two convolutions that scores green less red in every pixel. The first, ``rough``, has one large weight, for
+    blue: in 8 bits the others, a thousandth of it, are nothing. The second, ``fine``, has weights of 1."""
+    from onnx import TensorProto, helper
+
+    rough = np.array([[1000.0, 0.2, -0.2], [1000.0, 0.2, -0.2]], np.float32).reshape(2, 3, 1, 1)
+    initializers = [
+        onnx.numpy_helper.from_array(rough, "rough_weight"),
+        onnx.numpy_helper.from_array(np.eye(2, dtype=np.float32).reshape(2, 2, 1, 1), "fine_weight"),
+        helper.make_tensor("levels", TensorProto.FLOAT, (), [255.0]),
+    ]
+    nodes = [
+        helper.make_node("Cast", ["image"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["real"], ["channels"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["channels", "rough_weight"], ["first"], "rough", kernel_shape=[1, 1]),
+        helper.make_node("Relu", ["first"], ["positive"], "positive"),
+        helper.make_node("Conv", ["positive", "fine_weight"], ["logits"], "fine", kernel_shape=[1, 1]),
+        helper.make_node("Sigmoid", ["logits"], ["probability"]),
+        helper.make_node("Mul", ["probability", "levels"], ["scaled"]),
+        helper.make_node("Round", ["scaled"], ["rounded"]),
+        helper.make_node("Cast", ["rounded"], ["scores"], to=TensorProto.UINT8),
+    ]
+    ports = [
+        helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 32, 64, 3]),
+        helper.make_tensor_value_info("scores", TensorProto.UINT8, ["N", 2, 32, 64]),
+    ]
+    graph = helper.make_graph(nodes, "two", ports[:1], ports[1:], initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    helper.set_model_props(
+        model, {"freespace.contract": "1", "freespace.planes": "freespace,ego", "freespace.resize": "stretch"}
+    )
+    onnx.save(model, str(path))
+    return path
+
+
+def red_and_green(count: int) -> list[np.ndarray]:
+    images = np.random.default_rng(0).integers(0, 32, (count, 32, 64, 3), np.uint8)
+    images[..., 0] = 0
+    return list(images)
+
+
+@pytest.mark.parametrize("activations", ["uint8", "int8"])
+def test_sensitivity_finds_the_layer_that_int8_spoils(tmp_path: Path, activations: str) -> None:
+    contract = read_contract(two_layers(tmp_path / "two.onnx"))
+    measured = measure(contract, red_and_green(8), QuantisationOptions(activations=activations))
+    assert layers(measured.model) == [("rough", "positive"), ("fine",)]
+    worst, best = sensitivities(measured)
+    assert (worst.layer, worst.kind, best.layer) == (("rough", "positive"), "Conv", ("fine",))
+    # Without its small weights the first layer gives 0, and every score is 0.5: the difference follows from the pixels alone.
+    pixels = np.stack(measured.inputs)[:, 0].astype(np.float64)
+    scores = np.rint(255 / (1 + np.exp(-np.maximum(0.2 * (pixels[..., 1] - pixels[..., 2]), 0))))
+    assert worst.difference == pytest.approx(np.abs(scores - 128).mean() / 255, rel=0.02)
+    assert best.difference < 0.005
+    assert "rough" in table([worst, best]).splitlines()[2]
+    assert keep_worst([worst, best], 1) == ["rough", "positive"]
+    assert keep_to_lose(measured, [worst, best], 0.02) == ["rough", "positive"], "no more than it takes"
+    with pytest.raises(ModelError, match="already move by"):
+        keep_to_lose(measured, [worst, best], 0.0)
+
+
+def test_kept_layers_stay_in_float_and_only_the_named_ones_do_not(tmp_path: Path) -> None:
+    measured = measure(read_contract(two_layers(tmp_path / "two.onnx")), red_and_green(8), QuantisationOptions())
+    for model, wanted in (
+        (with_scales(measured, kept=["rough", "positive"]), {"fine"}),
+        (with_scales(measured, only=["rough", "positive"]), {"rough"}),
+        (with_scales(measured), {"rough", "fine"}),
+    ):
+        weights = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+        assert {n.name for n in model.graph.node if n.op_type == "Conv" and n.input[1] in weights} == wanted
+    assert named(measured.model, ["ough", "posit"]) == ["rough", "positive"]
+    wanted_scores = list(scores_of(measured.model, measured.inputs))
+    kept = list(scores_of(with_scales(measured, kept=["rough", "positive", "fine"]), measured.inputs))
+    assert all(np.array_equal(a, b) for a, b in zip(kept, wanted_scores, strict=True)), "all of it in float is the float model"
+
+
+def test_symmetric_models_round_nothing_between_a_convolution_and_its_clipping(tmp_path: Path) -> None:
+    measured = measure(
+        read_contract(two_layers(tmp_path / "t.onnx")), red_and_green(8), QuantisationOptions(activations="int8")
+    )
+    nodes = {node.name: node for node in with_scales(measured).graph.node}
+    assert nodes["positive"].input[0] == nodes["rough"].output[0]
+
+
+def test_quantize_command_measures_sensitivity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from perception.errors import BadInput
+    from perception.quantise import quantise_command
+
+    model, frames, out = two_layers(tmp_path / "two.onnx"), tmp_path / "frames", tmp_path / "int8.onnx"
+    frames.mkdir()
+    for i, image in enumerate(red_and_green(8)):
+        cv2.imwrite(str(frames / f"{i}.png"), image)
+    quantise_command([str(frames)], out, str(model), 1, "minmax", "uint8", (), False, lose=0.02)
+    said = capsys.readouterr().out
+    assert said.index("rough") < said.index("fine"), "the worst first"
+    assert "in float: rough, positive" in said
+    kept = json.loads(read_contract(out).metadata["freespace.quantisation"])["kept"]
+    assert kept == ["rough", "positive"]
+    quantise_command([str(frames)], out, str(model), 1, "minmax", "uint8", (), True, sensitivity=True, worst=0)
+    assert json.loads(read_contract(out).metadata["freespace.quantisation"])["kept"] == []
+    with pytest.raises(BadInput, match="--keep-worst"):
+        quantise_command([str(frames)], out, str(model), 1, "minmax", "uint8", ("fine",), True, worst=1)
 
 
 def test_quantize_command(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
