@@ -31,7 +31,7 @@ class Polygon:
     Attributes:
         plane: ``freespace`` or ``ego``.
         ego: whether the vehicle stands on this region.
-        confidence: mean score inside, 0 to 1.
+        confidence: the share of its pixels that are truly drivable, as far as the model knows: `calibration.confidence`.
         area_px: area without the holes, in square pixels.
         exterior: float ``(n, 2)``.
         interiors: holes (a car on the road is one), each float ``(n, 2)``.
