@@ -166,7 +166,7 @@ def isotonic(counts: Table) -> Reals:
             last = blocks.pop()
             blocks[-1] = [a + b for a, b in zip(blocks[-1], last, strict=True)]
     values = np.concatenate([np.full(int(levels), positive / pixels) for positive, pixels, levels in blocks])
-    return np.interp(np.arange(LEVELS), seen, values)
+    return np.asarray(np.interp(np.arange(LEVELS), seen, values))
 
 
 def level_logits() -> Reals:

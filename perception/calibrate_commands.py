@@ -8,11 +8,37 @@ from typing import Annotated, Optional
 import typer
 
 from perception.options import Model
+from perception.signals import INTERRUPTED, stop_on_signal
 from perception.training_commands import DATA, SPLITS, failed_writes, training_extra
 
 app = typer.Typer(
     help="Calibrate the camera, its place on the vehicle, the network's INT8 and its confidence.", no_args_is_help=True
 )
+
+
+@app.command()
+def camera(
+    sources: Annotated[list[str], typer.Argument(help="Photographs, folders or videos of the board; with --live a camera.")],
+    size: Annotated[str, typer.Option(help="Of a chessboard its inner corners, of a ChArUco board its squares: 9x6.")],
+    square: Annotated[float, typer.Option(help="Side of a square, metres.")],
+    out: Annotated[Path, typer.Option(help="Camera file to write (.yaml).")],
+    pattern: Annotated[str, typer.Option(help="chessboard or charuco.")] = "chessboard",
+    marker: Annotated[Optional[float], typer.Option(help="Of a ChArUco board: side of a marker, metres.")] = None,
+    dictionary: Annotated[str, typer.Option(help="Of a ChArUco board: OpenCV's name of its markers.")] = "DICT_5X5_100",
+    model: Annotated[str, typer.Option(help="pinhole, rational (wide) or fisheye.")] = "pinhole",
+    name: Annotated[str, typer.Option(help="What the camera is called.")] = "camera",
+    pictures: Annotated[Optional[Path], typer.Option(help="Folder for coverage.png and undistortion.png.")] = None,
+    live: Annotated[bool, typer.Option("--live", help="Take views from a camera, saying what is missing.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+) -> None:
+    """Find a camera's intrinsics from views of a chessboard or ChArUco board."""
+    from perception.calibrate_camera import board_of, calibrate_camera
+
+    board = board_of(pattern, size, square, marker, dictionary)
+    with stop_on_signal() as stop, failed_writes():
+        interrupted = calibrate_camera(sources, board, model, out, name, pictures, live, overwrite, stop)
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
 
 
 @app.command()

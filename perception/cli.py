@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -15,12 +11,10 @@ import typer
 from perception import __version__, calibrate_commands, training_commands
 from perception.errors import BadInput, FreespaceError, tell
 from perception.options import Backend, InputSize, Model, Precision, parse_pair
+from perception.signals import INTERRUPTED, reload_on_signal, stop_on_signal
 
 if TYPE_CHECKING:
     from engine.base import Engine
-    from perception.session import Request
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="freespace",
@@ -273,40 +267,6 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print one JSON obj
         print_report(report)
     if not report.ready:
         raise typer.Exit(1)
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, so that outputs are closed; a second Ctrl-C ends at once."""
-    stop = threading.Event()
-
-    def handle(number: int, _: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def reload_on_signal(stop: threading.Event, reloadable: bool) -> Iterator[Request]:
-    """What SIGHUP asks for, where there is a file to read again; else SIGHUP stops as its terminal is gone."""
-    from perception.session import Request
-
-    asked = Request()
-    if not hasattr(signal, "SIGHUP"):
-        yield asked
-        return
-    previous = signal.signal(signal.SIGHUP, lambda *_: asked.make() if reloadable else stop.set())
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGHUP, previous)
 
 
 if __name__ == "__main__":
