@@ -83,6 +83,7 @@ class Intrinsics:
     def scaled(self, size: tuple[int, int]) -> Intrinsics:
         """The same camera for images resized to ``(width, height)``; half a pixel stays half a pixel."""
         sx, sy = size[0] / self.width, size[1] / self.height
+        scale = {"fx": sx, "cx": sx, "fy": sy, "cy": sy, "reprojection_px": math.sqrt(sx * sy)}
         return replace(
             self,
             fx=self.fx * sx,
@@ -91,6 +92,7 @@ class Intrinsics:
             cy=(self.cy + 0.5) * sy - 0.5,
             width=size[0],
             height=size[1],
+            sigma={name: value * scale.get(name, 1.0) for name, value in self.sigma.items()},
         )
 
     def project(self, points: ArrayLike) -> Array:

@@ -151,24 +151,24 @@ class GroundPolygon:
 
 
 class GroundView:
-    """The part of the ground that a camera sees, up to a range.
+    """The part of the ground that a camera sees, between two ranges.
 
     Attributes:
-        camera, max_range_m: as given.
+        camera, max_range_m, min_range_m: as given.
         size: of its images, ``(width, height)`` pixels.
-        region: in pixels, a polygon or several: where the image shows ground within the range.
+        region: in pixels, a polygon or several: where the image shows ground within these ranges.
         seen: the same in metres.
 
     Raises:
-        ValueError: the camera sees no ground within the range.
+        ValueError: the camera sees no ground within these ranges.
     """
 
-    def __init__(self, camera: Camera, max_range_m: float) -> None:
-        self.camera, self.max_range_m = camera, max_range_m
+    def __init__(self, camera: Camera, max_range_m: float, min_range_m: float = 0.0) -> None:
+        self.camera, self.max_range_m, self.min_range_m = camera, max_range_m, min_range_m
         self.size = camera.intrinsics.width, camera.intrinsics.height
-        self.region = visible_region(camera, max_range_m)
+        self.region = visible_region(camera, max_range_m, min_range_m)
         if self.region.is_empty:
-            raise ValueError(f"the camera sees no ground within {max_range_m:g} m: is its mount right?")
+            raise ValueError(f"the camera sees no ground between {min_range_m:g} and {max_range_m:g} m: is its mount right?")
         shapely.prepare(self.region)
         self.seen = shapely.MultiPolygon([part.shape for part in self.place([self.region])[0]])
 
@@ -192,14 +192,16 @@ class GroundView:
         return [sorted(those, key=lambda polygon: -polygon.area_m2) for those in found]
 
 
-def visible_region(camera: Camera, max_range_m: float) -> shapely.Geometry:
-    """Where, in pixels, the image shows ground within a range of ``base_link``'s origin; empty where it does nowhere.
+def visible_region(camera: Camera, max_range_m: float, min_range_m: float = 0.0) -> shapely.Geometry:
+    """Where, in pixels, the image shows ground between two ranges from ``base_link``'s origin; empty where it does nowhere.
 
     The disc on the ground is cut where it leaves the front of the camera, brought to the plane at depth 1, where straight
     lines are straight, cut at the widest angle that the lens is known for, and bent by the distortion from there.
     """
     k, mount = camera.intrinsics, camera.mount
     disc = shapely.Point(0, 0).buffer(max_range_m, quad_segs=360)
+    if min_range_m > 0:
+        disc = shapely.difference(disc, shapely.Point(0, 0).buffer(min_range_m, quad_segs=360))
     to_x, to_y, _, at_origin = camera.camera_from_base[2]  # depth along the optical axis, of a point on the ground
     least_depth = 0.99 * mount.height_m * math.cos(k.widest)
     steep = math.hypot(to_x, to_y)
@@ -224,7 +226,7 @@ def visible_region(camera: Camera, max_range_m: float) -> shapely.Geometry:
     flat = shapely.intersection(shapely.transform(disc, flatten), lens)
     bent = shapely.transform(shapely.segmentize(flat, REGION_SEGMENT_PX / max(k.fx, k.fy)), bend)
     image = shapely.box(-0.5, -0.5, k.width - 0.5, k.height - 0.5)
-    return shapely.simplify(shapely.intersection(shapely.make_valid(bent), image), 0.01)
+    return shapely.simplify(shapely.intersection(shapely.make_valid(bent), image), 0.001)
 
 
 def ring(line: shapely.LinearRing, counter_clockwise: bool) -> Array:

@@ -42,6 +42,38 @@ def camera(
 
 
 @app.command()
+def ground(
+    camera: Annotated[Path, typer.Option(help="Camera file, as 'calibrate camera' writes it (.yaml).")],
+    out: Annotated[Path, typer.Option(help="Camera file to write, with the mount (.yaml).")],
+    points: Annotated[Optional[Path], typer.Option(help="Points of the ground: pixels and metres (.yaml).")] = None,
+    board: Annotated[Optional[str], typer.Option(help="Picture of a chessboard that lies on the ground.")] = None,
+    size: Annotated[Optional[str], typer.Option(help="Of the board: inner corners such as 9x6.")] = None,
+    square: Annotated[Optional[float], typer.Option(help="Of the board: a square's side, metres.")] = None,
+    board_at: Annotated[
+        Optional[str], typer.Option(help="X,Y,YAW of the board: its middle, metres, and its first side, radians.")
+    ] = None,
+    lines: Annotated[Optional[str], typer.Option(help="Recording of a straight, level road with lane lines.")] = None,
+    motion: Annotated[Optional[str], typer.Option(help="Recording of driving straight on.")] = None,
+    height: Annotated[Optional[float], typer.Option(help="Of the lens above the ground, metres.")] = None,
+    roll: Annotated[Optional[float], typer.Option(help="Of the camera, radians; for --lines and --motion.")] = None,
+    position: Annotated[Optional[str], typer.Option(help="X,Y of the camera, metres ahead and left of base_link.")] = None,
+    start: Annotated[float, typer.Option(help="Of a recording: begin at this media time, seconds.")] = 0.0,
+    duration: Annotated[Optional[float], typer.Option(help="Of a recording: take this much, seconds.")] = None,
+    every: Annotated[Optional[int], typer.Option(help="One frame of every N; 10 for --lines, else 1.", min=1)] = None,
+    image: Annotated[Optional[str], typer.Option(help="The picture that --points were read from, for --picture.")] = None,
+    picture: Annotated[Optional[Path], typer.Option(help="Check picture to write: horizon, grid, residuals (.png).")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+) -> None:
+    """Find where the camera sits on the vehicle: give one of --points, --board, --lines and --motion."""
+    from perception.calibrate_ground import ground_command
+    from perception.capture import Selection
+
+    selection = Selection(start, duration, every or (10 if lines is not None else 1))
+    shown = (points, board, size, square, board_at, lines, motion)
+    ground_command(camera, out, *shown, height, roll, position, selection, image, picture, overwrite)
+
+
+@app.command()
 def quantize(
     frames: Annotated[list[str], typer.Argument(help="Videos, images or folders: some hundred frames like those to come.")],
     out: Annotated[Path, typer.Option(help="Model file to write (.onnx).")],

@@ -103,6 +103,7 @@ class GroundConfig(Section):
 
     calibration: str | None = None  # YAML file of the camera with its mount, from 'calibrate'; None: pixels only
     max_range_m: Annotated[float, Field(gt=0, le=500)] = 60.0  # from base_link's origin
+    min_range_m: Annotated[float, Field(ge=0, le=100)] = 0.0  # nearer ground is not looked at: a bonnet may hide it
     scan_step: Annotated[float, Field(ge=1e-3, le=0.5)] = 0.0175  # radians between the ranges of the scan
     vehicle_width_m: Annotated[float, Field(gt=0, le=10)] = 2.0
     bumper_m: Annotated[float, Field(ge=0, le=20)] = 0.0  # how far the front bumper is ahead of base_link's origin

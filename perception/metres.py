@@ -7,6 +7,7 @@ view ends. Frame: ``base_link`` (x forward, y left, the origin on the ground).
 from __future__ import annotations
 
 import math
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from numpy.typing import NDArray
 from calibration.camera import Camera
 from calibration.camera_file import read_mounted
 from calibration.ground import GroundView, RangeSigma, range_intervals
+from calibration.refinement import PitchRefiner
 from perception.boundary import Edges, free_across, free_along_lines, free_along_rays, wrapped
 from perception.config import GroundConfig
 from perception.errors import BadInput
+from perception.frame import Frame
 from perception.freespace import Distance, Ground, Polygon, Scan, Width
 from perception.polygons import inside_rings
 
@@ -28,6 +31,7 @@ Array = NDArray[np.float64]
 
 GAP_M = 0.3  # free ground that begins so close to the beginning of the view begins with it
 LANE_M = 0.1  # at most between the lines along which the way ahead of the vehicle is looked at
+PITCH_STEP = math.radians(0.02)  # the view is built anew when the pitch has moved so far: that takes some milliseconds
 UNKNOWN, FREE, OCCUPIED = -1, 0, 100  # of nav_msgs/OccupancyGrid
 
 
@@ -45,7 +49,7 @@ class Metres:
     def __init__(self, camera: Camera, config: GroundConfig) -> None:
         self.camera, self.config = camera, config
         try:
-            self.view = GroundView(camera, config.max_range_m)
+            self.view = GroundView(camera, config.max_range_m, config.min_range_m)
         except ValueError as error:
             raise BadInput(f"{config.calibration}: {error}") from error
         mount = camera.mount
@@ -84,6 +88,11 @@ class Metres:
         )
         return [replace(p, ground=those) for p, those in zip(polygons, placed, strict=True)], ground
 
+    def blocked(self, ground: Ground) -> bool:
+        """Whether there is free ground, and yet none ahead that begins where the view does."""
+        begin = float(np.max(self._seen_along_lanes))
+        return ground.area_m2 > 0 and ground.ahead is not None and ground.ahead.m + self.config.bumper_m <= begin + GAP_M
+
     def free_ranges(self, edges: Edges) -> Array:
         """How far free ground reaches from base_link's origin along the scan's rays, without a break from where the view
         begins; NaN where no ground is seen."""
@@ -106,7 +115,7 @@ class Metres:
     def interval(self, points: Array) -> tuple[Array, Array]:
         """`range_intervals`; where the view ends, at the greatest range, nobody knows how far it goes on."""
         near, far = range_intervals(self.camera, points, self._sigma).T
-        limit = np.hypot(*points.T) > self.config.max_range_m - 0.01
+        limit = np.hypot(*points.T) > self.config.max_range_m - 0.1
         return near, np.where(limit, np.inf, far)
 
     def occupancy(self, polygons: list[Polygon], resolution_m: float) -> NDArray[np.int8]:
@@ -145,28 +154,58 @@ def rings_of(shape: shapely.Polygon) -> list[Array]:
 
 
 class Rulers:
-    """`Metres` for frames of any size that the calibrated camera gives.
+    """`Metres` for frames of any size that the calibrated camera gives, its pitch corrected while driving where that is wanted.
+
+    Args:
+        live: frames that come while the pitch is looked at are not looked at; else they are waited for, and a recording
+            always gives the same.
 
     Raises:
         BadInput: the calibration cannot be read, or has no mount.
     """
 
-    def __init__(self, config: GroundConfig, file: Path) -> None:
-        self.config, self.file = config, file
+    def __init__(self, config: GroundConfig, file: Path, live: bool = False) -> None:
+        self.config, self.file, self._live = config, file, live
         self._metres: Metres | None = None
+        self._refiner: PitchRefiner | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._looking: Future[None] | None = None
+        self._stretch = 0
         try:
             self.camera = read_mounted(file)
         except ValueError as error:
             raise BadInput(str(error)) from error
 
-    def at(self, size: tuple[int, int]) -> Metres:
-        """For frames of ``(width, height)``. Raises `BadInput`: they are of another shape than the calibrated ones."""
-        if self._metres is None or self._metres.view.size != size:
-            k = self.camera.intrinsics
+    def at(self, frame: Frame) -> Metres:
+        """For this frame. Raises `BadInput`: it is of another shape than the calibrated ones."""
+        if self._metres is None or self._metres.view.size != frame.size:
+            k, size = self.camera.intrinsics, frame.size
             if abs(size[0] * k.height - size[1] * k.width) > max(k.width, k.height):  # a row or a column more or less
                 raise BadInput(
                     f"{self.file}: made for frames of {k.width}x{k.height}, and these are {size[0]}x{size[1]}: another shape "
                     "needs another calibration"
                 )
-            self._metres = Metres(Camera(k.scaled(size), self.camera.mount), self.config)
+            camera = Camera(k.scaled(size), self.camera.mount)
+            self._metres = Metres(camera, self.config)
+            self._refiner = PitchRefiner(camera) if self.config.refine_pitch else None
+        if self._refiner is not None:
+            self._follow(self._refiner, frame)
+            pitch = self._refiner.pitch
+            if abs(pitch - self._metres.camera.mount.pitch) > PITCH_STEP:
+                sigma = {**self.camera.mount.sigma, "pitch": self._refiner.sigma}
+                mount = replace(self.camera.mount, pitch=pitch, sigma=sigma)
+                self._metres = Metres(replace(self._metres.camera, mount=mount), self.config)
         return self._metres
+
+    def _follow(self, refiner: PitchRefiner, frame: Frame) -> None:
+        """Let the refiner look at a frame in a thread of its own: it takes longer than a frame may."""
+        if self._looking is not None and not self._looking.done():
+            if self._live:
+                return
+            self._looking.result()
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "pitch")
+        if frame.stretch != self._stretch:
+            self._stretch = frame.stretch
+            refiner.reset()
+        self._looking = self._thread.submit(refiner.add, frame.image, frame.stamp_ns)

@@ -58,6 +58,7 @@ class Summary:
         stages: milliseconds by stage, those of the sinks included.
         stability: how steady the results were; None of separate images.
         interrupted: whether it was stopped before the source ended.
+        blocked: results in metres with free ground, but none ahead where the view begins.
         problems: one sentence for each thing that was wrong.
     """
 
@@ -69,6 +70,7 @@ class Summary:
     wall_s: float = 0.0
     stages: Stages = field(default_factory=Stages)
     stability: StabilityFigures | None = None
+    blocked: int = 0
     interrupted: bool = False
     problems: list[str] = field(default_factory=list)
 
@@ -84,8 +86,10 @@ class Interpreter:
     def __init__(self, config: Config, engine: Engine, continuous: bool, monitor: Monitor) -> None:
         self._engine, self._monitor, self._continuous = engine, monitor, continuous
         self._scene: int | None = None
+        self.blocked = 0  # results with no free ground where the view begins
         self._steadied: tuple[object, ...] = ()
-        self._rulers = Rulers(config.ground, Path(config.ground.calibration)) if config.ground.calibration else None
+        ground = config.ground
+        self._rulers = Rulers(ground, Path(ground.calibration), monitor.live) if ground.calibration else None
         self.configure(config)
 
     def configure(self, config: Config) -> None:
@@ -116,6 +120,7 @@ class Interpreter:
         segmented = time.perf_counter_ns()
         looked, polygons, ground = sight.result(), list[Polygon](), None
         seen = list(looked.causes)
+        metres = self._rulers.at(frame) if self._rulers else None
         if blinds(seen) or looked.scene != self._scene:  # nobody knows what has changed meanwhile
             self._scene = looked.scene
             self.forget()
@@ -124,8 +129,9 @@ class Interpreter:
                 plane = self.stabiliser.steady(plane, frame.stamp_ns)
             wanted = self.config.polygons
             polygons = extract(plane, scores.resamplings[0], wanted.plane, wanted, self._shift)
-            if self._rulers:
-                polygons, ground = self._rulers.at(frame.size).place(polygons)
+            if metres:
+                polygons, ground = metres.place(polygons)
+                self.blocked += metres.blocked(ground)
         done = time.perf_counter_ns()
         verdict = self._monitor.judge(frame, seen)
         if not verdict.valid:
@@ -159,7 +165,7 @@ class Interpreter:
             published_ns=time.time_ns(),
             ground=ground if verdict.valid else None,
         )
-        return Output(frame, result, plane, scores.resamplings[0], self.config.polygons)
+        return Output(frame, result, plane, scores.resamplings[0], self.config.polygons, metres)
 
     def measure(self, output: Output) -> None:
         """Take a result into the figures of steadiness; once it is published, for that has time."""
@@ -292,6 +298,7 @@ def run(
                     on_result(result)
         summary.interrupted = stop.is_set()
         summary.stability = interpreter.stability.figures() if interpreter.stability else None
+        summary.blocked = interpreter.blocked
     except Closed:
         pass
     except KeyboardInterrupt:  # the user will not wait, not even for the outputs

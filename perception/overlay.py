@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.freespace import Freespace
-from perception.polygons import FILL_SHIFT, fill
+from perception.birdseye import birdseye
+from perception.freespace import Distance, Freespace
+from perception.metres import Metres
+from perception.painting import EGO_COLOUR, OTHER_COLOUR, paint
 
-EGO_COLOUR = (80, 200, 60)  # BGR
-OTHER_COLOUR = (40, 180, 230)
-OPACITY = 0.4
+INSET_ROOM = (0.3, 0.55)  # of the picture's width and height
+LEAST_INSET = 120  # pixels high: in a lower one nothing could be made out
 
 
-def draw(image: NDArray[np.uint8], result: Freespace) -> NDArray[np.uint8]:
+def draw(image: NDArray[np.uint8], result: Freespace, metres: Metres | None = None) -> NDArray[np.uint8]:
     """A copy of ``image`` uint8 ``(H, W, 3)`` BGR with the polygons filled and outlined and a line of text.
 
     The region the vehicle stands on is green, others are amber; an invalid result draws no region and says so.
+
+    Args:
+        image: the frame, or the frame resized: then the polygons are to be those of that size.
+        metres: of the camera, for a view from above in the top-right corner.
     """
     canvas: NDArray[np.uint8] = image.copy()
-    if result.polygons:
-        corners = np.concatenate([p.exterior for p in result.polygons])
-        left, top = np.maximum(np.floor(corners.min(axis=0)).astype(int), 0)
-        right, bottom = np.ceil(corners.max(axis=0)).astype(int) + 1
-        window = canvas[top:bottom, left:right]
-        painted = window.copy()
-        for polygon in result.polygons:
-            fill(painted, [r - (left, top) for r in polygon.rings], EGO_COLOUR if polygon.ego else OTHER_COLOUR)
-        cv2.addWeighted(painted, OPACITY, window, 1 - OPACITY, 0, dst=painted)
-        window[...] = painted
-        thickness = max(1, round(image.shape[0] / 360))
-        for polygon in result.polygons:
-            rings = [np.round(r * (1 << FILL_SHIFT)).astype(np.int32) for r in polygon.rings]
-            colour = EGO_COLOUR if polygon.ego else OTHER_COLOUR
-            cv2.polylines(canvas, rings, True, colour, thickness, cv2.LINE_AA, FILL_SHIFT)
+    regions = [(p.rings, EGO_COLOUR if p.ego else OTHER_COLOUR) for p in result.polygons]
+    paint(canvas, regions, max(1, round(image.shape[0] / 360)))
+    if metres is not None:
+        inset(canvas, image, result, metres)
     label(canvas, caption(result))
     return canvas
+
+
+def inset(canvas: NDArray[np.uint8], image: NDArray[np.uint8], result: Freespace, metres: Metres) -> None:
+    """Put the view of ``image`` from above into the top-right corner of ``canvas``, unless that is too small for it."""
+    height, width = image.shape[:2]
+    room = round(INSET_ROOM[0] * width), round(INSET_ROOM[1] * height)
+    if room[1] < LEAST_INSET:
+        return
+    view = birdseye(metres, (width, height), room).draw(image, result)
+    rows, columns = view.shape[:2]
+    margin = round(height / 60)
+    top, left = margin, width - columns - margin
+    canvas[top : top + rows, left : left + columns] = view
+    cv2.rectangle(canvas, (left - 1, top - 1), (left + columns, top + rows), (200, 200, 200), 1)
 
 
 def caption(result: Freespace) -> str:
@@ -44,7 +54,17 @@ def caption(result: Freespace) -> str:
     if not result.valid:
         why = ", ".join(cause.code.value for cause in result.causes)
         return f"{time_s:8.2f} s  NOT VALID ({result.state}{': ' if why else ''}{why})"
-    return f"{time_s:8.2f} s  {result.latency_ms.get('total', 0.0):5.1f} ms  {result.backend}"
+    ground = f"  ahead {distance(result.ground.ahead)}" if result.ground else ""
+    return f"{time_s:8.2f} s  {result.latency_ms.get('total', 0.0):5.1f} ms  {result.backend}{ground}"
+
+
+def distance(ahead: Distance | None) -> str:
+    """A distance in words, such as ``19.3 m (16.9 to 22.5)``."""
+    if ahead is None:
+        return "not seen"
+    if math.isinf(ahead.far_m):
+        return f"{ahead.m:.1f} m ({ahead.near_m:.1f} or more)"
+    return f"{ahead.m:.1f} m ({ahead.near_m:.1f} to {ahead.far_m:.1f})"
 
 
 def label(canvas: NDArray[np.uint8], text: str) -> None:

@@ -32,6 +32,7 @@ from perception.sinks.remarks import RemarksSink
 from perception.timing import PERCENTILES
 
 PROBLEMS_SHOWN = 20
+BLOCKED = 0.8  # of the results: that is no traffic any more
 RELOADABLE = ("polygons", "health", "stabilise")  # what `perception.node.run` takes while it runs
 
 
@@ -208,6 +209,11 @@ def remarks(summary: Summary) -> Iterator[str]:
         yield f"not valid: {', '.join(f'{code} {count}' for code, count in summary.invalid.items())}"
     if summary.reconnections:
         yield f"the source was opened again {summary.reconnections} times"
+    if summary.blocked > BLOCKED * summary.frames:
+        yield (
+            f"in {summary.blocked} of {summary.frames} results no free ground ahead begins where the view does; "
+            "if the bonnet hides it, set ground.min_range_m (see docs/metres.md)"
+        )
     if (steady := summary.stability) and steady.iou_mean is not None and steady.flickers_per_minute is not None:
         yield (
             f"steadiness: IoU of consecutive results {steady.iou_mean:.3f} (p5 {steady.iou_p5:.3f}), "

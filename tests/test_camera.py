@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -109,6 +110,8 @@ class TestIntrinsics:
         half = BARREL.scaled((640, 360))
         points = [[0.4, 0.2, 1.0], [-0.3, 0.1, 1.0]]
         np.testing.assert_allclose(half.project(points), (BARREL.project(points) + 0.5) / 2 - 0.5)
+        known = replace(BARREL, sigma={"fx": 4.0, "k1": 0.1}).scaled((640, 360))
+        assert known.sigma == {"fx": 2.0, "k1": 0.1}
 
 
 class TestMount:
@@ -275,7 +278,7 @@ class TestGroundView:
         assert parts[0].area_m2 >= parts[1].area_m2
 
     def test_a_camera_that_looks_up_sees_no_ground(self) -> None:
-        with pytest.raises(ValueError, match="no ground within 20 m"):
+        with pytest.raises(ValueError, match="no ground between 0 and 20 m"):
             GroundView(Camera(PINHOLE, Mount(1.5, pitch=-1.0)), 20.0)
 
     def test_a_camera_that_looks_straight_down(self) -> None:
@@ -295,7 +298,7 @@ class TestGroundView:
         for part in (p for parts in view.place(list(shapely.get_parts(shape))) for p in parts):
             assert part.shape.is_valid
             assert part.area_m2 > 0
-            assert np.hypot(*part.exterior.T).max() <= reach + 0.01
+            assert np.hypot(*part.exterior.T).max() <= 1.001 * reach + 0.01
 
 
 class TestRangeIntervals:

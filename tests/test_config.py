@@ -67,6 +67,13 @@ def test_a_section_that_is_no_section(tmp_path: Path) -> None:
         load_config(write(tmp_path, "engine: fast"), {"engine.backend": "torch"})
 
 
+def test_a_key_that_stands_twice(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="'every' stands twice, line 3"):
+        load_config(write(tmp_path, "capture:\n  every: 1\n  every: 2\n"), {})
+    with pytest.raises(BadInput, match="'capture' stands twice"):
+        load_config(write(tmp_path, "capture: {}\nengine: {}\ncapture: {}\n"), {})
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="No such file"):
         load_config(tmp_path / "none.yaml", {})

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import shapely
-from conftest import Cli, road_image, write_image
+from conftest import Cli, Image, road_image, write_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibration.camera import Camera, Intrinsics, Mount
 from calibration.camera_file import write_camera
 from calibration.ground import ground_from_pixels, pixels_from_ground
+from perception import metres
 from perception.boundary import Edges, free_across, free_along_lines, free_along_rays
 from perception.config import GroundConfig
 from perception.errors import BadInput
+from perception.frame import Frame
 from perception.freespace import Freespace, Ground, Polygon
 from perception.metres import FREE, OCCUPIED, UNKNOWN, Metres, Rulers
 
@@ -96,6 +100,20 @@ class TestScene:
         assert ground.ahead.far_m == math.inf
         assert range_at(ground, 0.0) == pytest.approx(40, abs=0.02)
         assert ground.scan.range_max_m == 40
+
+    def test_ground_behind_a_bonnet(self) -> None:
+        beyond = seen(LEVEL, [(5.5, -3), (30, -3), (30, 3), (5.5, 3)])
+        ground = place([beyond])
+        assert ground.ahead is not None
+        assert ground.ahead.m == pytest.approx(BEGIN_M, abs=0.01)
+        assert Metres(LEVEL, SETTINGS).blocked(ground)
+        config = SETTINGS.model_copy(update={"min_range_m": 6.0})
+        ground = place([beyond], LEVEL, config)
+        assert ground.ahead is not None
+        assert ground.ahead.m == pytest.approx(30, abs=0.01)
+        assert range_at(ground, 0.0) == pytest.approx(30, abs=0.01)
+        assert np.nanmin(ground.scan.ranges_m) >= 6.0 - 0.01
+        assert not Metres(LEVEL, config).blocked(ground)
 
     def test_no_free_ground_is_blocked_where_the_view_begins(self) -> None:
         ground = place([])
@@ -264,17 +282,21 @@ class TestResult:
             Freespace.from_json(json.dumps(tree))
 
 
+def frame(width: int, height: int) -> Frame:
+    return Frame(np.zeros((height, width, 3), np.uint8), 0, 0, "media", "made")
+
+
 class TestRulers:
     """From the calibration's file to the frames at hand."""
 
     def test_frames_of_another_size_and_shape(self, tmp_path: Path) -> None:
         write_camera(tmp_path / "car.yaml", LEVEL.intrinsics, LEVEL.mount)
         rulers = Rulers(SETTINGS, tmp_path / "car.yaml")
-        half = rulers.at((640, 360))
+        half = rulers.at(frame(640, 360))
         assert half.camera.intrinsics.fx == pytest.approx(500)
-        assert rulers.at((640, 360)) is half
+        assert rulers.at(frame(640, 360)) is half
         with pytest.raises(BadInput, match="made for frames of 1280x720, and these are 640x480"):
-            rulers.at((640, 480))
+            rulers.at(frame(640, 480))
 
     def test_without_a_mount_nothing_has_a_place(self, tmp_path: Path) -> None:
         write_camera(tmp_path / "lens.yaml", LEVEL.intrinsics)
@@ -284,7 +306,73 @@ class TestRulers:
     def test_a_camera_that_sees_no_ground(self, tmp_path: Path) -> None:
         write_camera(tmp_path / "up.yaml", LEVEL.intrinsics, Mount(1.5, pitch=-1.0))
         with pytest.raises(BadInput, match="no ground"):
-            Rulers(SETTINGS, tmp_path / "up.yaml").at((1280, 720))
+            Rulers(SETTINGS, tmp_path / "up.yaml").at(frame(1280, 720))
+
+
+class Pitching:
+    """Stands for the refiner: the pitch it says, and what it was given."""
+
+    def __init__(self, camera: Camera) -> None:
+        self.pitch, self.sigma, self.given, self.resets = camera.mount.pitch, 0.002, list[int](), 0
+        self.go = threading.Event()
+        self.go.set()
+
+    def add(self, image: Image, stamp_ns: int) -> None:
+        self.go.wait(10)
+        self.given.append(stamp_ns)
+
+    def reset(self) -> None:
+        self.resets += 1
+
+
+class TestRefinedPitch:
+    """The pitch follows the refiner; how that finds it is another test's business."""
+
+    def rulers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, live: bool = False) -> Rulers:
+        monkeypatch.setattr(metres, "PitchRefiner", Pitching)
+        write_camera(tmp_path / "car.yaml", LEVEL.intrinsics, replace(LEVEL.mount, sigma={"pitch": 0.01, "height_m": 0.02}))
+        return Rulers(SETTINGS.model_copy(update={"refine_pitch": True}), tmp_path / "car.yaml", live)
+
+    def test_off_by_default(self, tmp_path: Path) -> None:
+        write_camera(tmp_path / "car.yaml", LEVEL.intrinsics, LEVEL.mount)
+        rulers = Rulers(SETTINGS, tmp_path / "car.yaml")
+        rulers.at(frame(1280, 720))
+        assert rulers._refiner is None
+
+    def test_a_corrected_pitch_is_used_with_its_sigma(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        rulers = self.rulers(tmp_path, monkeypatch)
+        before = rulers.at(frame(1280, 720))
+        rulers._refiner.pitch = 0.01  # type: ignore[union-attr]
+        after = rulers.at(frame(1280, 720))
+        assert after.camera.mount.pitch == 0.01
+        assert after.camera.mount.sigma == {"pitch": 0.002, "height_m": 0.02}
+        assert after.view.seen.area != before.view.seen.area
+        rulers._refiner.pitch = 0.0101  # type: ignore[union-attr]
+        assert rulers.at(frame(1280, 720)) is after, "less than a fiftieth of a degree moves nothing"
+
+    def test_every_frame_of_a_recording_is_given(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        rulers = self.rulers(tmp_path, monkeypatch)
+        for i in range(20):
+            rulers.at(replace(frame(1280, 720), stamp_ns=i))
+        rulers._looking.result(10)  # type: ignore[union-attr]
+        assert rulers._refiner.given == list(range(20))  # type: ignore[union-attr]
+
+    def test_a_live_loop_does_not_wait(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        rulers = self.rulers(tmp_path, monkeypatch, live=True)
+        rulers.at(replace(frame(1280, 720), stamp_ns=1))
+        rulers._looking.result(10)  # type: ignore[union-attr]
+        rulers._refiner.go.clear()  # type: ignore[union-attr]
+        for i in range(2, 6):
+            rulers.at(replace(frame(1280, 720), stamp_ns=i))
+        rulers._refiner.go.set()  # type: ignore[union-attr]
+        rulers._looking.result(10)  # type: ignore[union-attr]
+        assert rulers._refiner.given == [1, 2]  # type: ignore[union-attr]
+
+    def test_another_stretch_begins_anew(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        rulers = self.rulers(tmp_path, monkeypatch)
+        rulers.at(frame(1280, 720))
+        rulers.at(replace(frame(1280, 720), stretch=1))
+        assert rulers._refiner.resets == 1  # type: ignore[union-attr]
 
 
 class TestRun:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 import pytest
 from conftest import make_output
+from test_birdseye import calibrated, grounded, invalid, measured
 
 from perception import __version__
 from perception.causes import Cause, Code
 from perception.errors import BadInput
-from perception.freespace import State
+from perception.freespace import Distance, State
 from perception.sinks import Output
 from perception.status import Status
 
@@ -116,6 +117,35 @@ def test_times_are_counted_in_their_buckets(sink: MetricsSink) -> None:
     assert values[("freespace_latency_seconds_sum", "infer")] == pytest.approx(sum(infer_ms) / 1e3)
 
 
+def test_the_ground_is_there_while_it_is_known() -> None:
+    """Never the last value: what was free once says nothing of the road ahead now."""
+    status = [STATUS]
+    names = ("freespace_ahead_metres", "freespace_area_square_metres")
+    with closing(metrics.MetricsSink("127.0.0.1:0", None, lambda: status[0])) as sink:
+
+        def values() -> list[float | None]:
+            found = scrape(sink)
+            return [found.get((name,)) for name in names]
+
+        assert values() == [None, None]
+        sink.write(timed(total=1.0))  # of a camera that is not calibrated
+        assert values() == [None, None]
+        made = grounded(calibrated())
+        near = replace(made, result=replace(made.result, ground=measured(Distance(7.25, 6.0, 9.0))))
+        sink.write(near)
+        assert values() == [7.25, 1.0]
+        status[0] = replace(STATUS, valid=False, state="stale")  # as when the loop hangs
+        assert values() == [None, None]
+        status[0] = STATUS
+        assert values() == [7.25, 1.0]
+        sink.write_without_frame(invalid(near.result))
+        assert values() == [None, None]
+        sink.write(replace(near, result=replace(near.result, ground=measured())))  # not all of the way ahead is seen
+        assert values() == [None, 1.0]
+        sink.write(replace(near, result=invalid(near.result)))
+        assert values() == [None, None]
+
+
 def test_the_process_is_measured(sink: MetricsSink) -> None:
     assert scrape(sink)[("process_resident_memory_bytes",)] > 1e6
 
@@ -150,7 +180,12 @@ def test_two_runs_in_one_process_do_not_mix(sink: MetricsSink) -> None:
 def test_the_web_page_has_the_same() -> None:
     with closing(web.WebSink("127.0.0.1:0", None, lambda: STATUS)) as page:
         page.write(timed(infer=1.0))
+        made = grounded(calibrated())
+        page.write(made)
         values = scrape(page)
+        page.write_without_frame(invalid(made.result))
+        assert ("freespace_area_square_metres",) not in scrape(page)
+    assert values[("freespace_area_square_metres",)] == pytest.approx(made.result.ground.area_m2)
     assert values[("freespace_frames_total",)] == 120
     assert values[("freespace_latency_seconds_count", "infer")] == 1
 

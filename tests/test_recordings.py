@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import Image, make_output, parts_in, road_image
+from test_birdseye import calibrated, grounded, projected, region
 
 from perception.causes import Cause, Code
 from perception.errors import BadInput
@@ -44,6 +45,14 @@ TOPICS = {
     "/freespace/result": ("freespace/1", "jsonschema"),
     "/freespace/latency": ("freespace/latency", "jsonschema"),
     "/freespace/state": ("freespace/state", "jsonschema"),
+}
+GROUND_TOPICS = {  # of a calibrated camera
+    "/tf": ("foxglove.FrameTransform", "protobuf"),
+    "/camera/calibration": ("foxglove.CameraCalibration", "protobuf"),
+    "/freespace/ground": ("foxglove.SceneUpdate", "protobuf"),
+    "/freespace/scan": ("foxglove.LaserScan", "protobuf"),
+    "/freespace/occupancy": ("foxglove.Grid", "protobuf"),
+    "/freespace/distances": ("freespace/distances", "jsonschema"),
 }
 # Of a frame of 128 x 64 pixels: the square of the pixels (16, 32) to (47, 63), and the pixel (24, 40) to (31, 47) as its hole.
 SQUARE = np.array([[15.5, 63.5], [47.5, 63.5], [47.5, 31.5], [15.5, 31.5]])
@@ -222,7 +231,7 @@ def test_results_in_the_mcap_are_those_of_the_jsonl(tmp_path: Path) -> None:
 def test_schema_of_results_describes_them(tmp_path: Path) -> None:
     """Foxglove offers for plots what the schema names."""
     sink = McapSink(tmp_path / "drive.mcap")
-    sink.write(output(0))
+    sink.write(grounded(calibrated()))
     sink.write_without_frame(invalid(output(0).result))
     sink.close()
     kinds = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float)}
@@ -233,16 +242,24 @@ def test_schema_of_results_describes_them(tmp_path: Path) -> None:
         if schema["type"] == "object":
             known, more = schema["properties"], schema.get("additionalProperties")
             assert set(schema.get("required", [])) <= set(value)
-            assert more or set(value) <= set(known)
-            return all(conforms(v, known.get(key, more)) for key, v in value.items())
+            left_out.update(() if more else set(value) - set(known))
+            return all(conforms(v, known.get(key, more)) for key, v in value.items() if key in known or more)
         return schema["type"] != "array" or all(conforms(v, schema["items"]) for v in value)
 
-    checked = 0
+    def viewers_take(schema: dict[str, Any]) -> bool:
+        """Foxglove refuses a whole topic for a list of lists in its schema, and for a choice of types."""
+        items = schema.get("items", {})
+        inner = [*schema.get("properties", {}).values(), *([items] if items else [])]
+        return isinstance(schema["type"], str) and items.get("type") != "array" and all(map(viewers_take, inner))
+
+    checked, left_out = 0, set[str]()
     for _, decoded, _, schema in messages(tmp_path / "drive.mcap"):
         if schema.encoding == "jsonschema":
             assert conforms(decoded, json.loads(schema.data)), decoded
+            assert viewers_take(json.loads(schema.data))
             checked += 1
-    assert checked == 6
+    assert checked == 8
+    assert left_out == {"exterior", "interiors", "ground"}
 
 
 @needs_mcap
@@ -330,16 +347,168 @@ def test_layout_shows_topics_that_exist() -> None:
             for inner in [*value, *value.values()] if isinstance(value, dict) else value:
                 yield from strings(inner)
 
+    from perception.sinks.ground_channels import DISTANCES
     from perception.sinks.recording import LATENCY, STATE
 
-    fields = {"/freespace/latency": LATENCY["properties"], "/freespace/state": STATE["properties"]}
+    fields = {
+        "/freespace/latency": LATENCY["properties"],
+        "/freespace/state": STATE["properties"],
+        "/freespace/distances": DISTANCES["properties"],
+    }
     paths = {text for text in strings(layout["configById"]) if text.startswith("/")}
-    assert {path.split(".")[0] for path in paths} == set(TOPICS) - {"/freespace/result"}
+    assert {path.split(".")[0] for path in paths} == {*TOPICS, *GROUND_TOPICS} - {"/freespace/result", "/tf"}
     for path in paths:
         topic, _, field = path.partition(".")
         assert not field or field in fields[topic]
     panels = [text for text in strings(layout["layout"]) if "!" in text]
     assert sorted(panels) == sorted(layout["configById"])
+
+
+@needs_mcap
+@pytest.mark.parametrize("width", [None, 320])
+def test_the_ground_in_the_mcap(tmp_path: Path, width: int | None) -> None:
+    metres = calibrated(yaw=0.2, roll=0.03, distortion=(-0.1, 0.02), bumper_m=2.0)
+    made = grounded(metres, [region(metres, (2, 20), (-2, 4), ((9.0, 12.0), (0.5, 1.5)))])
+    ground = made.result.ground
+    assert ground is not None
+    sink = McapSink(tmp_path / "drive.mcap", width=width)
+    sink.write(made)
+    sink.close()
+    found = list(messages(tmp_path / "drive.mcap"))
+    expected = {**TOPICS, **GROUND_TOPICS}
+    assert {topic: (schema.name, schema.encoding) for topic, _, _, schema in found} == expected
+    decoded = {topic: message for topic, message, _, _ in found}
+
+    # The camera's place, and its calibration for the picture: together they project as OpenCV does.
+    turn, shift = decoded["/tf"].rotation, decoded["/tf"].translation
+    assert (decoded["/tf"].parent_frame_id, decoded["/tf"].child_frame_id) == ("base_link", "camera")
+    assert decoded["/camera/calibration"].frame_id == decoded["/camera/image"].frame_id == "camera"
+    k = decoded["/camera/calibration"]
+    picture = cv2.imdecode(np.frombuffer(decoded["/camera/image"].data, np.uint8), cv2.IMREAD_COLOR)
+    assert (k.width, k.height) == (picture.shape[1], picture.shape[0])
+    q = np.array([turn.w, turn.x, turn.y, turn.z])
+    assert np.linalg.norm(q) == pytest.approx(1)
+    point = np.array([14.0, 3.0, 0.0]) - (shift.x, shift.y, shift.z)
+    w, v = q[0], -q[1:]  # the inverse: from base_link to the camera
+    point = point + 2 * np.cross(v, np.cross(v, point) + w * point)
+    assert k.distortion_model == "plumb_bob"
+    pixel, _ = cv2.projectPoints(point[None], np.zeros(3), np.zeros(3), np.array(k.K).reshape(3, 3), np.array(k.D))
+    share = k.width / 640
+    np.testing.assert_allclose((pixel.ravel() + 0.5) / share - 0.5, projected(metres, [(14.0, 3.0)])[0], atol=1e-6)
+    np.testing.assert_allclose(np.array(k.P).reshape(3, 4)[:, :3].ravel(), k.K)
+
+    (entity,) = decoded["/freespace/ground"].entities
+    assert (entity.frame_id, list(entity.texts)) == ("base_link", [])
+    exterior, hole, vehicle, end, interval, *caps = ([(p.x, p.y) for p in line.points] for line in entity.lines)
+    for x, y in ((20, -2), (20, 4)):  # bent by the lens, its edges have more points; close by it is cut by the view
+        assert np.hypot(*(np.array(exterior) - (x, y)).T).min() < 0.05
+    for x, y in ((9, 0.5), (12, 0.5), (12, 1.5), (9, 1.5)):
+        assert np.hypot(*(np.array(hole) - (x, y)).T).min() < 0.05
+    assert [line.type for line in entity.lines] == [1, 1, 1, 0, 0, 0, 0]  # LINE_LOOP, LINE_STRIP
+    assert sorted(vehicle) == [(-1, -1), (-1, 1), (2, -1), (2, 1)]
+    np.testing.assert_allclose(end, [(9, 1), (9, -1)], atol=0.05, err_msg="where the hole begins in front of the vehicle")
+    assert interval == [(2 + ground.ahead.near_m, 0), (2 + ground.ahead.far_m, 0)]
+    assert len(caps) == 2
+
+    scan = decoded["/freespace/scan"]
+    assert (scan.frame_id, scan.pose.orientation.w, len(scan.ranges)) == ("base_link", 1, len(ground.scan.ranges_m))
+    np.testing.assert_array_equal(scan.ranges, ground.scan.ranges_m)
+    assert (scan.end_angle - scan.start_angle) / (len(scan.ranges) - 1) == pytest.approx(ground.scan.angle_increment)
+    assert decoded["/freespace/distances"] == {
+        "area_m2": pytest.approx(ground.area_m2, abs=1e-3),
+        "ahead_m": pytest.approx(7, abs=0.05),
+        "ahead_near_m": ground.ahead.near_m,
+        "ahead_far_m": ground.ahead.far_m,
+    }
+
+
+def cells(message: Any) -> Any:
+    """Occupancy (rows, columns) of a foxglove.Grid, by the fields and strides it says; the colours, too."""
+    data = np.frombuffer(message.data, np.uint8)
+    shape = (len(data) // message.row_stride, message.column_count, message.cell_stride)
+    assert message.row_stride == message.column_count * message.cell_stride
+    (place,) = [f.offset for f in message.fields if f.name == "occupancy"]
+    table = data.reshape(shape)
+    assert [(f.name, f.type) for f in message.fields if f.offset < 4] == [(n, 1) for n in ("red", "green", "blue", "alpha")]
+    return table[..., place].view(np.int8), table[..., :4]
+
+
+@needs_mcap
+def test_the_grid_in_the_mcap(tmp_path: Path) -> None:
+    metres = calibrated(max_range_m=40.0)
+    sink = McapSink(tmp_path / "drive.mcap")
+    made = grounded(metres, [region(metres, (5, 20), (-3, 3))])
+    for number in range(16):  # a second and a half
+        sink.write(replace(made, frame=replace(made.frame, stamp_ns=number * 100_000_000)))
+    later = invalid(replace(made.result, ground=None))
+    sink.write_without_frame(later)
+    sink.write_without_frame(later)
+    sink.close()
+    found = by_topic(tmp_path / "drive.mcap")
+    *grids, last = found["/freespace/occupancy"]
+    assert [grid.timestamp.ToNanoseconds() // 1_000_000 for grid in grids] == [0, 500, 1000, 1500], "twice a second"
+    grid = grids[0]
+    occupancy, colours = cells(grid)
+    corner, cell = grid.pose.position, grid.cell_size
+    assert (grid.frame_id, corner.x, corner.y, cell.x, cell.y) == ("base_link", 0, -40, 0.25, 0.25)
+
+    def at(x: float, y: float) -> tuple[int, int]:
+        return int((y - corner.y) / cell.y), int((x - corner.x) / cell.x)
+
+    for x, y, value in (
+        (6.1, 0.1, 0),
+        (19.9, 2.9, 0),
+        (19.9, -2.9, 0),
+        (20.1, 0.1, 100),
+        (12.1, 3.1, 100),
+        (22, 0, -1),
+        (1, 0, -1),
+    ):
+        assert occupancy[at(x, y)] == value, (x, y)
+    assert (occupancy == 0).sum() / 16 == pytest.approx(15 * 6, rel=0.03)
+    assert (colours[occupancy == -1] == 0).all()
+    assert (colours[occupancy == 0][:, 1] > colours[occupancy == 0][:, 0]).all()
+    assert (cells(last)[0] == -1).all(), "at once, and once"
+    # What is not valid any more is taken away.
+    (entity,) = found["/freespace/ground"][-1].entities
+    assert entity.id == found["/freespace/ground"][0].entities[0].id
+    assert [text.text for text in entity.texts] == [f"NOT VALID (stale). {LATE.text}"]
+    assert len(entity.lines) == 1, "the vehicle"
+    assert list(found["/freespace/scan"][-1].ranges) == []
+    assert found["/freespace/distances"][-1] == {}
+
+
+@needs_mcap
+def test_each_file_of_a_series_has_the_ground(tmp_path: Path) -> None:
+    path, metres = tmp_path / "drive.mcap", calibrated()
+    sink = McapSink(path, rotate_mb=0.2)
+    for number in range(40):
+        sink.write(grounded(metres, image=noise(640, 360, number), number=number, stamp_ms=number))
+    sink.close()
+    files = [numbered(path, n) for n in series(path)]
+    assert len(files) >= 3
+    assert all(set(by_topic(file)) == {*TOPICS, *GROUND_TOPICS} for file in files)
+
+
+@needs_mcap
+def test_free_ground_that_may_go_on_has_no_end_in_the_laser_scan(tmp_path: Path) -> None:
+    """As in ROS's REP 117: infinity where nothing was met within the range, NaN where nothing is known."""
+    metres = calibrated(max_range_m=30.0)
+    made = grounded(metres, [region(metres, (2, 70), (-1, 1))])
+    assert made.result.ground is not None
+    nan = made.result.ground.scan.ranges_m.copy()
+    nan[0] = np.nan
+    made = replace(
+        made,
+        result=replace(made.result, ground=replace(made.result.ground, scan=replace(made.result.ground.scan, ranges_m=nan))),
+    )
+    sink = McapSink(tmp_path / "drive.mcap")
+    sink.write(made)
+    sink.close()
+    ranges = np.array(by_topic(tmp_path / "drive.mcap")["/freespace/scan"][0].ranges)
+    assert np.isnan(ranges[0])
+    assert np.isinf(ranges[len(ranges) // 2])
+    assert np.isfinite(ranges[1]), "the edge of the way"
 
 
 @contextmanager
@@ -485,6 +654,49 @@ def test_rerun_recording_is_read_back(tmp_path: Path, clock: str, first_ns: int)
     assert [column(row, "scalars") for row in found["/latency/age"]] == [[800.0]]
     assert first_ns + 2 < last[clock] < first_ns + 5e9, "when it was said"
     assert [column(row, "text") for row in found["/state"]] == [["running"], [f"stale {LATE.text}"]], "only what has changed"
+
+
+@needs_rerun
+def test_the_ground_in_the_rerun_recording(tmp_path: Path) -> None:
+    metres = calibrated(yaw=0.2, roll=0.03, bumper_m=2.0)
+    path, made = tmp_path / "drive.rrd", grounded(metres, [region(metres, (2, 20), (-2, 4), ((9.0, 12.0), (0.5, 1.5)))])
+    sink = RerunSink(path, width=320)
+    sink.write(made)
+    sink.write_without_frame(invalid(replace(made.result, ground=None)))
+    sink.close()
+    found = rows(path)
+    camera = {name.rpartition(":")[2]: value for row in found["/camera"] for name, value in row.items() if value is not None}
+    rotation, shift = np.array(camera["mat3x3"][0]).reshape(3, 3).T, np.array(camera["translation"][0])  # columns first
+    k = np.array(camera["image_from_camera"][0]).reshape(3, 3).T
+    assert camera["resolution"] == [[320, 180]]
+    u, v, w = k @ rotation.T @ (np.array([14.0, 3.0, 0.0]) - shift)
+    expected = in_picture(projected(metres, [(14.0, 3.0)]), (640, 360), (320, 180))[0]  # as the outlines are drawn
+    assert (u / w, v / w) == pytest.approx(tuple(expected), abs=1e-3)
+    exterior, hole = (np.array(strip) for strip in column(found["/ground/polygons"][0], "strips"))
+    assert sorted(map(tuple, hole[:-1, :2].round(1))) == [(9, 0.5), (9, 1.5), (12, 0.5), (12, 1.5)]
+    assert {(20, -2), (20, 4)} < set(map(tuple, exterior[:, :2].round(1)))
+    for strip in (exterior, hole):
+        assert (strip[0] == strip[-1]).all()
+        assert (strip[:, 2] == 0).all()
+    ends = np.array(column(found["/ground/scan"][0], "positions"))
+    scan = made.result.ground.scan
+    inside = scan.ranges_m < 59
+    assert len(ends) == inside.sum()
+    np.testing.assert_allclose(np.hypot(ends[:, 0], ends[:, 1]), scan.ranges_m[inside], rtol=1e-5)
+    end, *_ = column(found["/ground/ahead"][0], "strips")
+    assert [point[0] for point in end] == pytest.approx([9, 9], abs=0.05)
+    for name in ("polygons", "ahead"):
+        assert not column(found[f"/ground/{name}"][1], "strips"), "what is not valid any more is taken away"
+    assert not column(found["/ground/scan"][1], "positions")
+    assert len(column(found["/ground/vehicle"][1], "strips")) == 1
+
+
+@needs_rerun
+def test_without_a_calibration_there_is_no_ground_in_rerun(tmp_path: Path) -> None:
+    sink = RerunSink(tmp_path / "drive.rrd")
+    sink.write(output(0))
+    sink.close()
+    assert not [entity for entity in rows(tmp_path / "drive.rrd") if entity.startswith("/ground")]
 
 
 @needs_rerun

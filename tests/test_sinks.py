@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -29,7 +30,9 @@ from conftest import (
     stamps_of,
     write_image,
 )
+from test_birdseye import calibrated, grounded
 
+from perception.birdseye import BirdsEye
 from perception.config import OutputConfig
 from perception.errors import BadInput
 from perception.freespace import Freespace
@@ -159,6 +162,27 @@ def test_overlay_survives_a_crash_up_to_the_last_seconds(tmp_path: Path) -> None
     sink.close()
     assert copy.stat().st_size > 0
     assert len(stamps_of(copy)) >= 100
+
+
+@pytest.mark.parametrize("name", ["overlay.mp4", "sheet.png"])
+def test_pictures_show_the_ground_from_above(tmp_path: Path, name: str) -> None:
+    """Of a calibrated camera, in the top-right corner; without one the corner is the frame's."""
+    metres = calibrated()
+    made, shown = grounded(metres), []
+    for n, output in enumerate((made, replace(made, metres=None))):
+        path = tmp_path / f"{n}-{name}"
+        feed(VideoSink(path, 10) if name.endswith("mp4") else ContactSheetSink(path), [output])
+        if name.endswith("mp4"):
+            with av.open(str(path)) as file:
+                shown.append(next(file.decode(video=0)).to_ndarray(format="bgr24"))
+        else:
+            shown.append(cv2.imread(str(path))[:360, :640])
+    view = BirdsEye(metres, (640, 360), (192, 198)).draw(made.frame.image, made.result)
+    height, width = view.shape[:2]
+    corner = [picture[6 : 6 + height, 640 - 6 - width : 640 - 6].astype(int) for picture in shown]
+    assert np.abs(corner[0] - view).mean() < 8
+    assert np.abs(corner[1] - view).mean() > 40
+    assert np.abs(corner[1] - made.frame.image[:height, :width]).mean() < 4
 
 
 @pytest.mark.parametrize("name", ["overlay.avi", "overlay", "overlay.png"])

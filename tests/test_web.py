@@ -19,10 +19,12 @@ import cv2
 import numpy as np
 import pytest
 from conftest import Image, make_output
+from test_birdseye import calibrated, grounded, measured, region
+from test_birdseye import invalid as without_ground
 
 from perception.causes import Cause, Code
 from perception.errors import BadInput
-from perception.freespace import Freespace, Polygon
+from perception.freespace import Distance, Freespace, Polygon
 from perception.sinks import Output
 from perception.status import Status
 
@@ -199,6 +201,34 @@ def test_a_result_that_was_good_once_is_not_handed_out_when_the_run_is_not(site:
     assert after[1]["X-Picture"] != before[1]["X-Picture"]
     assert decoded(before[2]).std(axis=2).mean() > 20
     assert decoded(after[2]).std(axis=2).max() <= 2, "an old picture is shown in colour, as if it were live"
+
+
+def test_ground_that_was_free_once_is_not_handed_out_either(site: Site) -> None:
+    sink = site.open()
+    sink.write(grounded(calibrated()))
+    assert json.loads(ask(sink, "/polygons.json")[2])["ground"]["area_m2"] > 50
+    site.status = STALE
+    assert Freespace.from_json(ask(sink, "/polygons.json")[2].decode()).ground is None
+
+
+def test_the_vehicle_is_known_with_a_calibrated_camera(site: Site) -> None:
+    sink = site.open()
+    assert json.loads(ask(sink, "/vehicle.json")[2]) is None
+    sink.write(make_output(BLACK))
+    assert json.loads(ask(sink, "/vehicle.json")[2]) is None
+    sink.write(grounded(calibrated(yaw=0.2, bumper_m=3.5, vehicle_width_m=1.8)))
+    assert json.loads(ask(sink, "/vehicle.json")[2]) == {"width_m": 1.8, "bumper_m": 3.5, "camera_yaw": 0.2}
+
+
+def test_the_overlay_shows_the_ground_from_above(site: Site) -> None:
+    sink = site.open()
+    made = grounded(calibrated())
+    sink.write(make_output(made.frame.image))
+    sink.write(made)
+    picture = decoded(ask(sink, "/overlay.jpg")[2]).astype(int)
+    green = picture[..., 1] - picture[..., 2] > 40
+    assert green[6:204, 540:634].sum() > 300, "in the corner, where the sky is"
+    assert green[6:100, :500].sum() == 0
 
 
 def test_a_report_without_a_frame_makes_the_picture_grey(site: Site) -> None:
@@ -637,6 +667,95 @@ def test_the_page_in_a_browser(site: Site, browser: Any) -> None:
     finally:
         feed.ended = True
         feed.join(5)
+
+
+def colours(browser: Any, points: list[tuple[float, float]]) -> list[tuple[int, ...]]:
+    """RGBA of the page's map at points of the ground: 15 m to the left and right, from 60 m ahead to 1 m behind the origin."""
+    script = """
+        const map = document.getElementById('above'), scale = map.width / 30, c = map.getContext('2d');
+        return arguments[0].map(([x, y]) => [...c.getImageData((15 - y) * scale, (60 - x) * scale, 1, 1).data]);
+    """
+    return [tuple(colour) for colour in browser.execute_script(script, points)]
+
+
+def test_the_ground_in_a_browser(site: Site, browser: Any) -> None:
+    """Drawn by the page from the numbers of the newest result; gone as soon as that does not hold any more."""
+    metres = calibrated(bumper_m=2.0)
+    made = grounded(
+        metres, [region(metres, (2, 30), (-3, 3), ((14.0, 18.0), (-1.0, 1.0))), region(metres, (40, 50), (5, 9), ego=False)]
+    )
+    assert made.result.ground is not None
+    widths, area = made.result.ground.widths, made.result.ground.area_m2
+    ahead = replace(made.result.ground, ahead=Distance(12.04, 10.96, float("inf")))
+    sink = site.open()
+
+    def text(name: str) -> str:
+        return str(browser.execute_script("return document.getElementById(arguments[0]).innerText", name))
+
+    def shown() -> bool:
+        return bool(browser.execute_script("return document.getElementById('ground').checkVisibility()"))
+
+    browser.get(sink.server.url)
+    wait_for(lambda: text("state") == "RUNNING")
+    browser.get_log("browser")  # of the page before
+    sink.write(make_output(BLACK))
+    time.sleep(0.5)
+    assert not shown(), "there is no calibration"
+    feed = threading.Event()
+
+    def write() -> None:
+        while not feed.wait(0.05):
+            sink.write(replace(made, result=replace(made.result, ground=ahead)))
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    try:
+        wait_for(shown)
+        wait_for(lambda: text("ahead") == "12.0 m")
+        assert text("ahead-range") == "ahead (11.0 or more)"
+        assert text("area") == f"{area:.0f} m²"
+        assert (widths[1].left_m, widths[1].right_m) == pytest.approx((3, -3), abs=0.02)
+        assert text("widths").split("\n") == [
+            "5 m\t" + f"{widths[0].left_m - widths[0].right_m:.1f} m",
+            "10 m\t6.0 m",
+            "20 m\t6.0 m",
+            "30 m\tnone",
+        ]
+        free, hole, beyond, aside, other = colours(browser, [(8, 2), (16, 0.5), (35, 2), (25, 8), (43, 7)])
+        assert free == pytest.approx((60, 200, 80, 102), abs=3)
+        assert other == pytest.approx((230, 180, 40, 102), abs=3)
+        assert [colour[3] for colour in (hole, beyond, aside)] == [0, 0, 0]
+        bar, vehicle = colours(browser, [(22, 0), (1, 0.5)])
+        assert bar[:3] == pytest.approx((217, 70, 239), abs=3)
+        assert vehicle[3] == 255
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]})
+        wait_for(lambda: sum(colours(browser, [(1, 0.5)])[0][:3]) > 600)
+        browser.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "light"}]}
+        )
+        wait_for(lambda: sum(colours(browser, [(1, 0.5)])[0][:3]) < 200)
+        width, room = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+        assert width <= room
+
+        site.status = STALE
+        wait_for(lambda: text("ahead") == "–")
+        assert (text("area"), text("widths").strip()) == ("–", "")
+        assert colours(browser, [(8, 2), (22, 0)]) == [(0, 0, 0, 0)] * 2, "it must not look free"
+        site.status = RUNNING
+        wait_for(lambda: text("ahead") == "12.0 m")
+        feed.set()
+        writer.join()
+        sink.write_without_frame(without_ground(made.result))
+        wait_for(lambda: text("ahead") == "–")
+        sink.write(replace(made, result=replace(made.result, ground=measured())))
+        wait_for(lambda: text("ahead-range") == "ahead: not all of the way is seen")
+        entries = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+        assert entries == []
+        sink.close()
+        wait_for(lambda: text("state") == "CONNECTION LOST")
+        assert text("area") == "–"
+    finally:
+        feed.set()
 
 
 def test_a_server_that_hangs_is_noticed(site: Site, browser: Any) -> None:

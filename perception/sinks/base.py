@@ -15,6 +15,7 @@ from perception.config import PolygonConfig
 from perception.errors import BadInput
 from perception.frame import Frame
 from perception.freespace import Freespace
+from perception.metres import Metres
 
 DEFAULTS = PolygonConfig()
 
@@ -27,6 +28,7 @@ class Output:
         scores: uint8 ``(h, w)`` of the chosen plane, at the network's size.
         resampling: how the frame was brought to that size.
         polygons: how the result's polygons came from the scores.
+        metres: of the camera, for frames of this size; None where it is not calibrated.
     """
 
     frame: Frame
@@ -34,6 +36,7 @@ class Output:
     scores: NDArray[np.uint8]
     resampling: Resampling
     polygons: PolygonConfig = DEFAULTS
+    metres: Metres | None = None
 
 
 class Sink(ABC):

@@ -34,7 +34,7 @@ class ContactSheetSink(Sink):
                 self._tiles = self._tiles[::2]
                 self._spacing *= 2
             if self._seen % self._spacing == 0:
-                self._tiles.append(tile(draw(output.frame.image, output.result)))
+                self._tiles.append(tile(draw(output.frame.image, output.result, output.metres)))
         self._seen += 1
 
     def close(self) -> None:

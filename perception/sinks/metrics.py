@@ -17,7 +17,7 @@ from starlette.routing import Route
 from perception import __version__
 from perception.causes import Code, encodable
 from perception.errors import tell
-from perception.freespace import Freespace, State
+from perception.freespace import Freespace, Ground, State
 from perception.sinks.base import Output, Sink
 from perception.sinks.server import Server
 from perception.status import Status
@@ -40,6 +40,8 @@ class Metrics(Collector):
     ``freespace_cause{code}``                       1 for what is wrong now, 0 for all else that could be
     ``freespace_fps``                               results a second
     ``freespace_age_seconds``                       of the newest result; absent before the first
+    ``freespace_ahead_metres``                      free way ahead of the bumper; absent unless it is known now
+    ``freespace_area_square_metres``                free ground within range, likewise
     ``freespace_uptime_seconds``                    since the run began
     ``freespace_latency_seconds{stage}``            histogram
     ``freespace_build_info{version,model,backend}`` 1
@@ -57,11 +59,13 @@ class Metrics(Collector):
             "freespace_latency_seconds", "Time taken by each stage.", ["stage"], registry=self._registry, buckets=BUCKETS
         )
         self._stages: dict[str, Histogram] = {}
+        self._ground: Ground | None = None  # of the newest result
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
 
     def observe(self, result: Freespace) -> None:
-        """Count the times of one result."""
+        """Take a result, with or without a frame: count its times, and know its ground."""
+        self._ground = result.ground
         for stage, milliseconds in result.latency_ms.items():
             histogram = self._stages.get(stage)
             if histogram is None:
@@ -83,6 +87,10 @@ class Metrics(Collector):
         yield GaugeMetricFamily("freespace_fps", "Results a second.", status.fps)
         if status.age_ms is not None:
             yield GaugeMetricFamily("freespace_age_seconds", "Since the newest result's frame.", status.age_ms / 1e3)
+        if (ground := self._ground) and status.valid:
+            yield GaugeMetricFamily("freespace_area_square_metres", "Free ground within range.", ground.area_m2)
+            if ground.ahead:
+                yield GaugeMetricFamily("freespace_ahead_metres", "Free way ahead of the bumper.", ground.ahead.m)
         yield GaugeMetricFamily("freespace_uptime_seconds", "Since the run began.", status.uptime_s)
         build = {"version": __version__, "model": encodable(status.model), "backend": encodable(status.backend)}
         yield InfoMetricFamily("freespace_build", "What runs.", build)
@@ -120,6 +128,9 @@ class MetricsSink(Sink):
 
     def write(self, output: Output) -> None:
         self._metrics.observe(output.result)
+
+    def write_without_frame(self, result: Freespace) -> None:
+        self._metrics.observe(result)
 
     def close(self) -> None:
         self.server.close()

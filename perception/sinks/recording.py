@@ -12,9 +12,11 @@ topic                       schema                       content
 ``/freespace/state``        freespace/state (JSON)       state, validity, causes, dropped frames
 ==========================  ===========================  ==============================================================
 
+Of a calibrated camera there is the ground, too: `perception.sinks.ground_channels`.
+
 Every message is logged, and by the SDK said to be published, at the stamp of its frame: on a live source the time of capture,
 in a recording the time since its start. How much later it was published is ``/freespace/latency.age``. Results without a frame
-are in all topics but the first, logged when they were said, on the same clock.
+are in all topics but those about the camera, logged when they were said, on the same clock.
 """
 
 from __future__ import annotations
@@ -36,13 +38,12 @@ from engine.preprocess import fit, resample
 from perception.errors import BadInput, FreespaceError
 from perception.frame import Clock
 from perception.freespace import SCHEMA, Freespace, Ring, State
-from perception.overlay import EGO_COLOUR, OTHER_COLOUR
+from perception.painting import EGO_COLOUR, OTHER_COLOUR
 from perception.sinks.base import Output, Sink, part_of
+from perception.sinks.ground_channels import HOLE_COLOUR, NUMBER, WARNING_COLOUR, GroundChannels, colour, stamp, warning
 from perception.sinks.jsonl import MEGABYTE, SYNC_S, numbered, remove_series, series
 from perception.sinks.video import OutputFile
 
-HOLE_COLOUR = (60, 60, 230)  # BGR
-WARNING_COLOUR = (40, 40, 255)
 WIDTH, QUALITY = 640, 75
 
 
@@ -96,6 +97,7 @@ class McapSink(Sink):
         self._result = foxglove.Channel("/freespace/result", schema=RESULT, context=context)
         self._latency = foxglove.Channel("/freespace/latency", schema=LATENCY, context=context)
         self._state = foxglove.Channel("/freespace/state", schema=STATE, context=context)
+        self._ground = GroundChannels(context)
         self._files: list[Path] = []  # finished
         self._synced = time.monotonic()
         self._begin()
@@ -107,6 +109,8 @@ class McapSink(Sink):
         jpeg, size = compress(frame.image, self._width, self._quality)
         self._sizes, self._newest = (frame.size, size), (at, frame.grabbed_ns)
         self._image.log(CompressedImage(timestamp=stamp(at), frame_id=frame.frame_id, data=jpeg, format="jpeg"), log_time=at)
+        if output.metres:
+            self._ground.place(output.metres, frame.frame_id, size, at)
         self._report(output.result, at)
 
     def write_without_frame(self, result: Freespace) -> None:
@@ -125,6 +129,7 @@ class McapSink(Sink):
         self._result.log(result.to_json(), log_time=at)
         self._latency.log(orjson.dumps(result.latency_ms), log_time=at)
         self._state.log(orjson.dumps(state), log_time=at)
+        self._ground.report(result, at)
         self._empty = False
         if time.monotonic() - self._synced > SYNC_S:
             with writing(self._file):
@@ -161,6 +166,7 @@ class McapSink(Sink):
         options = MCAPWriteOptions(disable_seeking=True, compression_threads=0)
         self._writer: Any = foxglove.open_mcap(self._file, context=self._context, writer_options=options)
         self._empty = True
+        self._ground.restart()
 
     def _finish(self) -> None:
         try:
@@ -220,11 +226,6 @@ def said_ns(result: Freespace, newest: tuple[int, int] | None) -> int:
     return result.stamp_ns if result.clock == "media" else time.time_ns()
 
 
-def warning(result: Freespace) -> str:
-    """What is to stand over a picture whose result is not valid."""
-    return " ".join([f"NOT VALID ({result.state}).", *(cause.text for cause in result.causes)])
-
-
 def outlines(result: Freespace, at_ns: int, size: tuple[int, int], picture: tuple[int, int]) -> Any:
     """The outlines of ``result`` over the ``picture`` (width, height) of a frame of ``size``, as foxglove.ImageAnnotations.
 
@@ -255,20 +256,6 @@ def outlines(result: Freespace, at_ns: int, size: tuple[int, int], picture: tupl
     return ImageAnnotations(timestamp=at, points=lines, texts=texts)
 
 
-def stamp(ns: int) -> Any:
-    """Nanoseconds as a Foxglove time stamp."""
-    from foxglove.messages import Timestamp
-
-    return Timestamp(sec=ns // 1_000_000_000, nsec=ns % 1_000_000_000)
-
-
-def colour(bgr: tuple[int, int, int]) -> Any:
-    from foxglove.messages import Color
-
-    blue, green, red = (level / 255 for level in bgr)
-    return Color(r=red, g=green, b=blue, a=1.0)
-
-
 def record(title: str, **properties: dict[str, Any]) -> dict[str, Any]:
     """The JSON schema of an object with these keys, all of them needed."""
     return {"title": title, "type": "object", "properties": properties, "required": list(properties)}
@@ -278,8 +265,7 @@ def array(items: dict[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": items}
 
 
-INTEGER, NUMBER, TEXT, TRUTH = ({"type": kind} for kind in ("integer", "number", "string", "boolean"))
-POINTS = array({"type": "array", "items": NUMBER, "minItems": 2, "maxItems": 2})
+INTEGER, TEXT, TRUTH = ({"type": kind} for kind in ("integer", "string", "boolean"))
 STATES = {"type": "string", "enum": list(get_args(State))}
 STAGES = ("decode", "preprocess", "infer", "postprocess", "total", "age")
 LATENCY = {
@@ -303,9 +289,8 @@ RESULT = record(
     model=TEXT,
     backend=TEXT,
     dropped=INTEGER,
-    polygons=array(
-        record("polygon", plane=TEXT, ego=TRUTH, confidence=NUMBER, area_px=NUMBER, exterior=POINTS, interiors=array(POINTS))
-    ),
+    # Rings and what may be null are left out here, not in the messages: viewers refuse a schema with lists of lists.
+    polygons=array(record("polygon", plane=TEXT, ego=TRUTH, confidence=NUMBER, area_px=NUMBER)),
     latency_ms=LATENCY,
     causes=array(record("cause", code=TEXT, text=TEXT)),
     published_ns=INTEGER,

@@ -1,4 +1,8 @@
-"""The Rerun viewer, live, or an ``.rrd`` file that it opens: picture, outlines, latencies, states."""
+"""The Rerun viewer, live, or an ``.rrd`` file that it opens: picture, outlines, latencies, states.
+
+Of a calibrated camera there is the ground, too: the root of all entities is ``base_link`` then, ``camera`` has its place in it,
+and below ``ground`` lie the outlines, the ends of the scan, the vehicle and the way ahead.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from perception.birdseye import AHEAD_COLOUR, SCAN_COLOUR, VEHICLE_COLOUR, scan_ends, vehicle, way_ahead
 from perception.errors import BadInput
 from perception.freespace import Freespace
-from perception.overlay import EGO_COLOUR, OTHER_COLOUR
+from perception.metres import Metres
+from perception.painting import EGO_COLOUR, OTHER_COLOUR
 from perception.sinks.base import Output, Sink, part_of
+from perception.sinks.ground_channels import HOLE_COLOUR, WARNING_COLOUR, ground_rings, warning
 from perception.sinks.jsonl import SYNC_S, numbered, series
-from perception.sinks.recording import HOLE_COLOUR, QUALITY, WARNING_COLOUR, WIDTH, compress, in_picture, said_ns, warning
+from perception.sinks.recording import QUALITY, WIDTH, compress, in_picture, said_ns
 from perception.sinks.video import OutputFile
 
 PORT = 9876  # where a viewer listens
@@ -65,6 +73,7 @@ class RerunSink(Sink):
         self._synced = time.monotonic()
         self._empty = True
         self._hangs = False  # the viewer
+        self._metres: Metres | None = None  # of the newest frame
         self._file: Spool | None = None
         self._recording: Any = rerun.RecordingStream("freespace")
         if path is None:
@@ -88,6 +97,8 @@ class RerunSink(Sink):
         self._sizes, self._newest = (frame.size, size), (frame.stamp_ns, frame.grabbed_ns)
         self._mark(output.result, frame.stamp_ns)
         self._recording.log("camera", rerun.EncodedImage(contents=jpeg, media_type="image/jpeg"))
+        if output.metres:
+            self._place(output.metres, size)
         self._report(output.result)
 
     def write_without_frame(self, result: Freespace) -> None:
@@ -102,6 +113,9 @@ class RerunSink(Sink):
 
         self._empty = False
         self._recording.log("camera/freespace", outlines(result, *self._sizes))
+        if self._metres:
+            for name, shape in ground_shapes(result, self._metres).items():
+                self._recording.log(f"ground/{name}", shape)
         for stage, ms in result.latency_ms.items():
             self._recording.log(f"latency/{stage}", rerun.Scalars(ms))
         self._recording.log("dropped", rerun.Scalars(result.dropped))
@@ -111,6 +125,22 @@ class RerunSink(Sink):
             self._recording.log("state", rerun.TextLog(text, level=LEVELS.get(result.state, "ERROR")))
             self._said = said
         self._sync()
+
+    def _place(self, metres: Metres, picture: tuple[int, int]) -> None:
+        """Say where the camera is, with each frame: a viewer may have forgotten the first."""
+        import rerun
+
+        if self._metres is None:
+            self._recording.send_blueprint(layout(ground=True))
+            self._recording.log("/", rerun.ViewCoordinates.FLU, static=True)
+        self._metres = metres
+        base_from_camera, k = metres.camera.mount.base_from_camera, metres.camera.intrinsics.scaled(picture)
+        corner = np.array([[0.0, 0.0, 0.5], [0.0, 0.0, 0.5], [0.0, 0.0, 0.0]])  # Rerun's (0, 0), as in `in_picture`
+        self._recording.log(
+            "camera",
+            rerun.Transform3D(mat3x3=base_from_camera[:3, :3], translation=base_from_camera[:3, 3]),
+            rerun.Pinhole(image_from_camera=k.matrix + corner, resolution=picture, image_plane_distance=1.0),
+        )
 
     def _sync(self) -> None:
         """Once a second: to the disk, or see whether the viewer takes what it is sent."""
@@ -222,13 +252,37 @@ def outlines(result: Freespace, size: tuple[int, int], picture: tuple[int, int])
     return rerun.LineStrips2D([border], colors=[WARNING_COLOUR[::-1]], radii=2.0, labels=[warning(result)], show_labels=True)
 
 
-def layout() -> Any:
-    """Picture on the left; latencies, drops and states on the right."""
+def ground_shapes(result: Freespace, metres: Metres) -> dict[str, Any]:
+    """The ground of ``result`` in ``base_link``, by entity; all of them each time, so that nothing stays that holds no more."""
+    import rerun
+
+    def level(points: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.column_stack([points, np.zeros(len(points))])
+
+    rings = ground_rings(result)
+    ground, config = result.ground, metres.config
+    ends = scan_ends(ground.scan) if ground else np.empty((0, 2))
+    strokes = way_ahead(ground, config) if ground else []
+    outline = vehicle(config)
+    return {
+        "polygons": rerun.LineStrips3D(
+            [level(np.vstack([ring, ring[:1]])) for ring, _ in rings], colors=[bgr[::-1] for _, bgr in rings]
+        ),
+        "scan": rerun.Points3D(level(ends), colors=SCAN_COLOUR[::-1], radii=0.08),
+        "ahead": rerun.LineStrips3D([level(stroke) for stroke in strokes], colors=AHEAD_COLOUR[::-1], radii=0.05),
+        "vehicle": rerun.LineStrips3D([level(np.vstack([outline, outline[:1]]))], colors=VEHICLE_COLOUR[::-1]),
+    }
+
+
+def layout(ground: bool = False) -> Any:
+    """Picture on the left, and the ground below it where there is one; latencies, drops and states on the right."""
     from rerun import blueprint
 
+    picture = blueprint.Spatial2DView(origin="/camera", name="Freespace")
+    world = blueprint.Spatial3DView(origin="/", name="Ground, base_link", contents=["/ground/**", "/camera"])
     return blueprint.Blueprint(
         blueprint.Horizontal(
-            blueprint.Spatial2DView(origin="/camera", name="Freespace"),
+            blueprint.Vertical(picture, world) if ground else picture,
             blueprint.Vertical(
                 blueprint.TimeSeriesView(origin="/latency", name="Latency, ms"),
                 blueprint.TimeSeriesView(origin="/dropped", name="Dropped frames"),

@@ -47,7 +47,7 @@ class VideoSink(Sink):
         self._frames = 0
 
     def write(self, output: Output) -> None:
-        picture = draw(output.frame.image, output.result)
+        picture = draw(output.frame.image, output.result, output.metres)
         if self._container is None:
             self._open(picture, output.frame.stamp_ns)
         with self._file.explained():

@@ -4,6 +4,7 @@
 ``/``              the page
 ``/overlay.jpg``   the newest overlay; ``?after=N`` waits for another than number N (204: none came); 503: none yet
 ``/stream.mjpg``   overlays as they come (``multipart/x-mixed-replace``)
+``/vehicle.json``  the vehicle's width and front bumper, the camera's yaw (``base_link``); null if it is not calibrated
 ``/polygons.json`` the newest result, ``freespace/1``; not valid where the run as a whole is not; 503: none yet
 ``/status.json``   `perception.status.Status`
 ``/healthz``       200 while results may be used, else 503 with the causes
@@ -105,6 +106,7 @@ class WebSink(Sink):
             Route("/overlay.jpg", self._answer_overlay),
             Route("/stream.mjpg", self._answer_stream),
             Route("/polygons.json", self._answer_polygons),
+            Route("/vehicle.json", self._answer_vehicle),
             Route("/status.json", self._answer_status),
             Route("/healthz", self._answer_health),
             Route("/metrics", self._metrics.answer),
@@ -119,6 +121,7 @@ class WebSink(Sink):
 
     def write_without_frame(self, result: Freespace) -> None:
         self._newest = (*self._newest[:2], result)
+        self._metrics.observe(result)
 
     def close(self) -> None:
         self._closing = True
@@ -170,6 +173,13 @@ class WebSink(Sink):
         if result is None:
             return PlainTextResponse("no result yet\n", 503)
         return Response(result.to_json(), media_type="application/json")
+
+    def _answer_vehicle(self, request: Request) -> Response:
+        output, vehicle = self._newest[1], None
+        if output and output.metres:
+            config, mount = output.metres.config, output.metres.camera.mount
+            vehicle = {"width_m": config.vehicle_width_m, "bumper_m": config.bumper_m, "camera_yaw": mount.yaw}
+        return Response(json.dumps(vehicle), media_type="application/json")
 
     async def _answer_overlay(self, request: Request) -> Response:
         after = request.query_params.get("after")
@@ -250,7 +260,7 @@ def judged(result: Freespace | None, status: Status) -> Freespace | None:
     """``result``, or what must be said in its place where the run has come to be not valid since."""
     if result is None or not result.valid or status.valid:
         return result
-    return replace(result, valid=False, polygons=[], state=status.state, causes=list(status.causes))
+    return replace(result, valid=False, polygons=[], ground=None, state=status.state, causes=list(status.causes))
 
 
 def paint(output: Output, result: Freespace, age_s: float, width: int) -> bytes:
@@ -261,7 +271,8 @@ def paint(output: Output, result: Freespace, age_s: float, width: int) -> bytes:
     image = np.empty((rows, columns, 3), np.uint8)
     resample(output.frame.image, view, image)
     if result.valid:
-        image = draw(image, replace(result, polygons=[seen(polygon, view) for polygon in result.polygons]))
+        result = replace(result, polygons=[seen(polygon, view) for polygon in result.polygons])
+        image = draw(image, result, output.metres)
     else:
         grey = (0.6 * np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY))).astype(np.uint8)
         image = np.repeat(grey[:, :, None], 3, axis=2)

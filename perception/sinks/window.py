@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
-import numpy as np
-from numpy.typing import NDArray
 
 from perception.errors import BadInput
 from perception.freespace import Freespace
@@ -27,7 +26,7 @@ class WindowSink(Sink):
         self.target = Path("window")
         self.stopped = False
         self._opened = False
-        self._image: NDArray[np.uint8] | None = None  # the newest frame's
+        self._newest: Output | None = None
 
     def write(self, output: Output) -> None:
         if not self._opened:  # in the thread that draws: not every window system lets go of its first thread
@@ -36,15 +35,16 @@ class WindowSink(Sink):
             except cv2.error as error:
                 raise BadInput("--show needs an OpenCV with windows; opencv-python-headless has none") from error
             self._opened = True
-        self._image = output.frame.image
-        self._show(self._image, output.result)
+        self._newest = output
+        self._show(output)
 
     def write_without_frame(self, result: Freespace) -> None:
-        if self._image is not None:  # else the last outlines would stay, as if they were still true
-            self._show(self._image // 2, result)
+        if self._newest is not None:  # else the last outlines would stay, as if they were still true
+            frame = replace(self._newest.frame, image=self._newest.frame.image // 2)
+            self._show(replace(self._newest, frame=frame, result=result))
 
-    def _show(self, image: NDArray[np.uint8], result: Freespace) -> None:
-        cv2.imshow(TITLE, draw(image, result))
+    def _show(self, output: Output) -> None:
+        cv2.imshow(TITLE, draw(output.frame.image, output.result, output.metres))
         key = cv2.waitKey(1) & 0xFF
         if key in (ord("q"), 27) or cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) < 1:
             self.stopped = True
