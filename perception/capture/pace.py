@@ -59,6 +59,7 @@ class PacedSource(Source):
             live=True,
             detail="at its own pace",
             continuous=recording.continuous,
+            clock=recording.clock,
         )
         self._recording = recording
         self._slot: Slot[Frame] = Slot(1, newest_wins=True)
@@ -113,7 +114,14 @@ class LoopedSource(Source):
     """
 
     def __init__(self, first: Source, again: Callable[[], Source]) -> None:
-        super().__init__(first.uri, first.fps, dropped=first.dropped, detail=first.detail, continuous=first.continuous)
+        super().__init__(
+            first.uri,
+            first.fps,
+            dropped=first.dropped,
+            detail=first.detail,
+            continuous=first.continuous,
+            clock=first.clock,
+        )
         self._recording = first
         self._again = again
         self._closed = threading.Event()

@@ -45,6 +45,14 @@ def check_outputs(output: OutputConfig, source: str, state: str | None = None) -
             raise BadInput(f"{name}: --append cannot go on with it; leave it out")
         if name:
             check_output(Path(name), output.overwrite)
+    if output.bag:
+        from perception.sinks.bag import check_bag
+
+        check_bag(Path(output.bag), output.overwrite)
+        if same(Path(output.bag), origin) or same(Path(output.bag), origin.parent):
+            raise BadInput(f"{output.bag}: is the source itself; choose another output")
+        if output.append:
+            raise BadInput(f"{output.bag}: --append cannot go on with it; leave it out")
     if (output.append or rotated) and not (output.polygons or output.mcap or output.rerun):
         raise BadInput("--append and --rotate-mb are about --polygons, --mcap and --rerun, and there is none of these")
     if state:
@@ -130,6 +138,10 @@ def begin_sinks(config: Config, fps: float | None, status: Callable[[], Status])
         from perception.sinks.rerun_view import RerunSink
 
         yield RerunSink(Path(output.rerun), output.image_width, output.image_quality, output.append)
+    if output.bag:
+        from perception.sinks.bag import BagSink
+
+        yield BagSink(Path(output.bag), output.bag_topics, output.overwrite, status)
     if output.mcap:
         from perception.sinks.recording import McapSink
 

@@ -1,0 +1,109 @@
+"""A topic with images as a source of frames."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from calibration.camera import Intrinsics
+from perception.capture.base import Source
+from perception.causes import Cause, Code
+from perception.errors import FreespaceError
+from perception.frame import Frame
+from perception.messages import image_from_message
+from perception.slot import Closed, Slot
+
+
+class Arrival(NamedTuple):
+    """A message as it came: its number, its header's stamp, its stretch, and when, on `time.perf_counter_ns`."""
+
+    message: Any
+    seq: int
+    stamp_ns: int
+    stretch: int
+    grabbed_ns: int
+
+
+class TopicSource(Source):
+    """Frames from the messages that `give` is given; only the newest waits to be taken.
+
+    ``seq`` counts every image that was published, as far as that can be known; stamp and ``frame_id`` are those of the
+    header. Where stamps go back, a bag was begun again: another stretch.
+
+    Attributes:
+        intrinsics: of the camera, as its camera_info says; None before the first.
+
+    Args:
+        topic: its name.
+    """
+
+    intrinsics: Intrinsics | None = None
+
+    def __init__(self, topic: str) -> None:
+        super().__init__(topic, live=True, clock="ros")
+        self._slot: Slot[Arrival] = Slot(1, newest_wins=True)
+        self._seq = self._lost = self._stretch = 0
+        self._stamp_ns: int | None = None
+        self._heard_ns = time.perf_counter_ns()
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the last message, or the beginning."""
+        return (time.perf_counter_ns() - self._heard_ns) / 1e9
+
+    def give(self, message: Any) -> None:
+        """A sensor_msgs/Image or CompressedImage has come."""
+        self._heard_ns = time.perf_counter_ns()
+        stamp = message.header.stamp
+        stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
+        if self._stamp_ns is not None and stamp_ns < self._stamp_ns:
+            self.begin_anew()
+        self._stamp_ns = stamp_ns
+        with suppress(Closed):
+            self._slot.put(Arrival(message, self._seq, stamp_ns, self._stretch, self._heard_ns))
+        self._seq += 1
+        self.dropped = self._lost + self._slot.dropped
+
+    def begin_anew(self) -> None:
+        """The next frame has nothing to do with those before: what is remembered of them is forgotten."""
+        self._stretch += 1
+
+    def missed(self, count: int) -> None:
+        """So many images were published and never came."""
+        self._seq += count
+        self._lost += count
+
+    def frames(self) -> Iterator[Frame]:
+        while True:
+            try:
+                arrival = self._slot.get()
+            except Closed:
+                return
+            begun = time.perf_counter_ns()
+            try:
+                image = image_from_message(arrival.message)
+            except FreespaceError as error:
+                self._lost += 1
+                if self.trouble is None or str(error) not in self.trouble.text:
+                    self.problems = [str(error)]
+                    self.trouble = Cause(Code.CORRUPT, f"{self.uri}: {error}")
+                continue
+            self.trouble = None
+            yield Frame(
+                image,
+                arrival.seq,
+                arrival.stamp_ns,
+                "ros",
+                self.uri,
+                frame_id=arrival.message.header.frame_id,
+                name=f"{arrival.seq:06d}",
+                decode_ms=(time.perf_counter_ns() - begun) / 1e6,
+                dropped=self.dropped,
+                stretch=arrival.stretch,
+                grabbed_ns=arrival.grabbed_ns,
+            )
+
+    def close(self) -> None:
+        self._slot.abort()
