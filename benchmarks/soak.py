@@ -4,7 +4,10 @@
 
 Runs ``freespace run CLIP --realtime --loop`` with its outputs in a process of its own and looks at it from outside: memory,
 threads and open files every few seconds; age and validity of each result from the polygon files. Slopes are fitted by least
-squares after the first tenth, in which caches fill; drift is the last tenth against the first one after that. Linux only.
+squares after ``--warm-up``, in which caches fill; drift is the last tenth against the second one. Linux only.
+
+Resident memory goes in steps of a frame's size, by how many frames have ever been alive at once: that is bounded by the
+queues, and takes a while to come to its height. What is fitted must be long enough for a slope to show beside it.
 """
 
 from __future__ import annotations
@@ -30,7 +33,6 @@ import numpy as np
 from benchmarks.end_to_end import demo_clip, machine
 
 LOOK_S = 5.0
-WARM_UP = 0.1  # of the time
 PAGE = "127.0.0.1:8089"
 
 
@@ -48,6 +50,7 @@ class Look:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hours", type=float, default=1.0)
+    parser.add_argument("--warm-up", type=float, default=0.1, help="share of the time that no slope is fitted to")
     parser.add_argument("--clip", help="video or other source; the demo's clip by default")
     parser.add_argument("--watch", action="store_true", help="also serve the web page and watch its stream all the time")
     parser.add_argument(
@@ -61,9 +64,12 @@ def main() -> None:
         command = ["run", clip, "--realtime", "--loop", "--polygons", str(polygons), "--rotate-mb", "64"]
         command += ["--serve", PAGE] if arguments.watch else []
         looks = watch([sys.executable, "-m", "perception.cli", *command, *arguments.argument], polygons, arguments)
-        report = results(looks, [line for file in sorted(Path(folder).glob("*.jsonl")) for line in read(file)])
+        report = results(
+            arguments.warm_up, looks, [line for file in sorted(Path(folder).glob("*.jsonl")) for line in read(file)]
+        )
     report["settings"] = {
         "hours": arguments.hours,
+        "warm_up": arguments.warm_up,
         "clip": Path(clip).name,
         "watch": arguments.watch,
         "more": arguments.argument,
@@ -131,9 +137,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     return kept
 
 
-def results(looks: list[Look], lines: list[dict[str, Any]]) -> dict[str, Any]:
-    warm = [x for x in looks if x.second > looks[-1].second * WARM_UP]
+def results(warm_up: float, looks: list[Look], lines: list[dict[str, Any]]) -> dict[str, Any]:
+    warm = [x for x in looks if x.second > looks[-1].second * warm_up]
     hours = np.array([x.second for x in warm]) / 3600
+    (slope, _), covariance = np.polyfit(hours, [x.rss_mb for x in warm], 1, cov=True)
     framed = [line for line in lines if line["latency_ms"]]
     ages = np.array([line["latency_ms"]["age"] for line in framed])
     totals = np.array([line["latency_ms"]["total"] for line in framed])
@@ -150,7 +157,8 @@ def results(looks: list[Look], lines: list[dict[str, Any]]) -> dict[str, Any]:
         "total_ms": percentiles(totals),
         "age_p50_drift_ms": round(float(np.median(ages[-tenth:]) - np.median(ages[tenth : 2 * tenth])), 2),
         "rss_mb": {"first": round(warm[0].rss_mb, 1), "last": round(warm[-1].rss_mb, 1), "max": max(x.rss_mb for x in warm)},
-        "rss_slope_mb_per_hour": round(float(np.polyfit(hours, [x.rss_mb for x in warm], 1)[0]), 2),
+        "rss_slope_mb_per_hour": round(float(slope), 2),
+        "rss_slope_standard_error": round(float(covariance[0, 0]) ** 0.5, 2),
         "threads": sorted({x.threads for x in warm}),
         "files": sorted({x.files for x in warm}),
         "cpu_ms_per_frame": round((looks[-1].cpu_s - looks[0].cpu_s) / max(1, len(framed)) * 1e3, 1),
