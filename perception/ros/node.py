@@ -26,6 +26,7 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import Trigger
 
+from calibration.camera import Intrinsics
 from engine.base import Engine
 from engine.contract import EngineError, ModelError
 from perception.causes import Cause, Code
@@ -55,6 +56,7 @@ SPIN_S = 0.1  # how often it is looked whether it has been stopped
 DIAGNOSTICS_S = 1.0
 STOPPING_S = 5.0  # a network that takes longer for one image hangs
 SILENT_S = 1.0  # without an image for so long, it is asked why
+SAME_LENS = 0.03  # focal lengths that differ by more, relatively, are of two cameras
 KNOWN_ERRORS = (FreespaceError, ModelError, EngineError)  # with a sentence for the user
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
@@ -104,6 +106,7 @@ class FreespaceNode(LifecycleNode):
         self._engine: Engine | None = None
         self._source: TopicSource | None = None
         self._monitor: Monitor | None = None
+        self._lens: Intrinsics | None = None  # that metres are by
         self._loop: threading.Thread | None = None
         self._stop = threading.Event()
         self._changed: deque[Config] = deque(maxlen=1)
@@ -195,8 +198,8 @@ class FreespaceNode(LifecycleNode):
         """Open the network, so that activation takes no time."""
         self.failure = None
         try:
-            if self.config.ground.calibration:
-                Rulers(self.config.ground, Path(self.config.ground.calibration))
+            ground = self.config.ground
+            self._lens = Rulers(ground, Path(ground.calibration)).camera.intrinsics if ground.calibration else None
             self._engine = open_configured(self.config.engine, throughput=False)
             self._engine.contract.plane_index(self.config.polygons.plane)
             self._topics = [*result_topics(self._make)], [*picture_topics(self._make, self.own.occupancy_resolution_m)]
@@ -250,7 +253,7 @@ class FreespaceNode(LifecycleNode):
         lost = SubscriptionEventCallbacks(message_lost=lambda event: source.missed(event.total_count_change))
         images = self.create_subscription(message_class(kind), topic, source.give, quality, event_callbacks=lost)
         self._entities.append((self.destroy_subscription, images))
-        if self.config.ground.calibration:
+        if self._lens:
             info = self.create_subscription(
                 message_class("sensor_msgs/msg/CameraInfo"),
                 "camera_info",
@@ -322,13 +325,22 @@ class FreespaceNode(LifecycleNode):
     # -- What comes in, and is asked ---------------------------------------------------------------------------------
 
     def _on_camera_info(self, message: Any) -> None:
-        """What the camera itself says of its lens."""
-        if self._source is None:
+        """Is the camera the one that was calibrated?"""
+        if self._lens is None:
             return
         try:
-            self._source.intrinsics = intrinsics_from_message(message)
+            told = intrinsics_from_message(message)
         except FreespaceError as error:
             self.get_logger().warning(str(error), once=True)
+            return
+        size = told.width, told.height
+        ours, theirs = (lens.fx / lens.width for lens in (self._lens, told))
+        if abs(theirs / ours - 1) > SAME_LENS:
+            self.get_logger().warning(
+                f"camera_info of {size[0]}x{size[1]} pixels has a focal length of {theirs:.3f} image widths, and "
+                f"{self.config.ground.calibration} of {ours:.3f}: metres are by the file; is it of this camera?",
+                once=True,
+            )
 
     def _on_snapshot(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         try:

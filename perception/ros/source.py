@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from calibration.camera import Intrinsics
 from perception.capture.base import Source
 from perception.causes import Cause, Code
 from perception.errors import FreespaceError
@@ -32,14 +31,9 @@ class TopicSource(Source):
     ``seq`` counts every image that was published, as far as that can be known; stamp and ``frame_id`` are those of the
     header. Where stamps go back, a bag was begun again: another stretch.
 
-    Attributes:
-        intrinsics: of the camera, as its camera_info says; None before the first.
-
     Args:
         topic: its name.
     """
-
-    intrinsics: Intrinsics | None = None
 
     def __init__(self, topic: str) -> None:
         super().__init__(topic, live=True, clock="ros")
