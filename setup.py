@@ -41,6 +41,8 @@ setup(
         "training": ["recipes/*.yaml", "weights/*.pt"],
     },
     data_files=[
+        ("share/ament_index/resource_index/packages", ["resource/freespace"]),
+        ("share/freespace", ["package.xml"]),
         (
             "share/freespace/launch",
             [str(p.relative_to(ROOT)) for p in sorted((ROOT / "launch").iterdir()) if p.is_file()],
@@ -72,6 +74,7 @@ setup(
         "foxglove": FOXGLOVE,  # --mcap
         "bags": BAGS,  # ROS 2 bags in and out, without ROS
         "rerun": RERUN,  # --rerun and --view rerun
+        "ros": ROS,  # where there is no ROS 2 of its own
         "ray": ["ray>=2.40"],  # freespace batch --ray
         "tensorboard": ["tensorboard>=2.16"],
         "tensorrt": ["tensorrt>=10.3", "pycuda>=2024.1"],
@@ -96,5 +99,5 @@ setup(
             *(f"{package}; {PC}" for package in RTX),  # it compiles plans on machines without a GPU
         ],
     },
-    entry_points={"console_scripts": ["freespace = perception.cli:main"]},
+    entry_points={"console_scripts": ["freespace = perception.cli:main", "freespace_node = perception.ros:main"]},
 )

@@ -263,6 +263,15 @@ def build(
     build_plan(contract, options, "tensorrt_rtx" if rtx or targets else "tensorrt", timing_cache, force)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def node(context: typer.Context) -> None:
+    """Run as a ROS 2 lifecycle node, with arguments as ROS has them: --ros-args -p polygons.threshold:=0.6."""
+    from perception.ros import start
+
+    with stop_on_signal() as stop:
+        start(context.args, stop)  # 0 after a signal, unlike other commands: ROS takes anything else for a crash
+
+
 @app.command()
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False) -> None:
     """Say what is installed and works on this machine, and how to mend what does not; exit code 1 where 'run' cannot work."""

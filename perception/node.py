@@ -296,6 +296,8 @@ def run(
                 interpreter.measure(output)
                 if on_result:
                     on_result(result)
+        for _ in submitted:  # whoever uses the engine next finds it empty
+            engine.collect()
         summary.interrupted = stop.is_set()
         summary.stability = interpreter.stability.figures() if interpreter.stability else None
         summary.blocked = interpreter.blocked

@@ -192,6 +192,14 @@ def test_stop_ends_the_run_with_everything_closed(tiny_engine: Engine) -> None:
     assert no_threads_left()
 
 
+def test_an_engine_can_be_used_again_after_a_stop(tiny_model: Path) -> None:
+    stop = threading.Event()
+    with open_engine(tiny_model, "openvino", threads=1, throughput=True) as engine:
+        assert engine.depth > 1
+        run(ListSource(100_000), engine, [], ROAD, stop, lambda r: stop.set() if r.seq == 9 else None)
+        assert run(ListSource(4), engine, [], ROAD).frames == 4
+
+
 def test_stop_before_the_first_frame(tiny_engine: Engine) -> None:
     stop, sink = threading.Event(), ListSink()
     stop.set()

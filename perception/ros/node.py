@@ -10,7 +10,6 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -304,8 +303,6 @@ class FreespaceNode(LifecycleNode):
                 self.failure = self.failure or EngineError(f"the network does not come back from an image in {STOPPING_S:g} s")
                 return False
         self._loop = self._source = self._monitor = None
-        if self._engine:
-            drain(self._engine)
         return True
 
     def _release(self) -> None:
@@ -400,13 +397,6 @@ def message_class(name: str) -> Any:
     """The class of the message ``package/msg/Name``."""
     package, _, kind = name.partition("/msg/")
     return getattr(importlib.import_module(f"{package}.msg"), kind)
-
-
-def drain(engine: Engine) -> None:
-    """Take back what a loop that was stopped has left in the engine, so that the next one finds it empty."""
-    with suppress(RuntimeError):  # that nothing is there
-        while True:
-            engine.collect()
 
 
 def limits_of(parameter: Parameter) -> Any:

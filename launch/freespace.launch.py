@@ -1,0 +1,130 @@
+"""Freespace behind a camera, a bag, or whatever publishes images already.
+
+    ros2 launch freespace freespace.launch.py                                   # images of /camera/image_raw
+    ros2 launch freespace freespace.launch.py source:=camera camera:=v4l2_camera rviz:=true
+    ros2 launch freespace freespace.launch.py source:=bag bag:=drive/ image:=/front/image_raw
+
+Camera drivers and image_proc share a container, so that images between them are not copied; the node itself is a process of
+its own. Its lifecycle is its own, too, unless ``autostart:=false`` leaves it to a manager.
+"""
+
+from pathlib import Path
+
+from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import ComposableNodeContainer, Node
+from launch_ros.descriptions import ComposableNode
+
+from launch import LaunchDescription
+
+HERE = Path(__file__).resolve().parent
+
+ARGUMENTS = {  # name: (default, description, choices)
+    "source": ("topic", "what publishes the images: something else already, a camera, or a bag", ["topic", "camera", "bag"]),
+    "camera": ("camera_ros", "the camera's driver, for source:=camera", ["camera_ros", "v4l2_camera"]),
+    "bag": ("", "the bag to play, for source:=bag", None),
+    "loop": ("false", "play the bag for ever", ["true", "false"]),
+    "rectify": ("false", "let image_proc take the lens's distortion out, for source:=camera", ["true", "false"]),
+    "namespace": ("", "of the node, and of the camera", None),
+    "name": ("freespace", "of the node; ~ in the names of its topics", None),
+    "image": ("camera/image_raw", "topic of the images; with rectify:=true, of those of image_proc: camera/image_rect", None),
+    "camera_info": ("camera/camera_info", "topic of the camera's calibration", None),
+    "model": ("", "model file; empty for the one that ships with the package, or that of the parameter file", None),
+    "params_file": (str(HERE / "params.yaml"), "parameters of the node", None),
+    "autostart": ("true", "false: a lifecycle manager configures and activates the node", ["true", "false"]),
+    "rviz": ("false", "show everything in RViz", ["true", "false"]),
+}
+
+
+def generate_launch_description():
+    declared = [
+        DeclareLaunchArgument(name, default_value=default, description=description, **({"choices": choices} if choices else {}))
+        for name, (default, description, choices) in ARGUMENTS.items()
+    ]
+    return LaunchDescription([*declared, OpaqueFunction(function=build)])
+
+
+def build(context):
+    """The actions, from the arguments as they were given."""
+    given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
+    actions = [freespace(given)]
+    if given["source"] == "camera":
+        actions.append(camera(given))
+    if given["source"] == "bag":
+        actions.append(bag(given))
+    if given["rviz"] == "true":
+        actions.append(Node(package="rviz2", executable="rviz2", arguments=["-d", str(HERE / "freespace.rviz")]))
+    return actions
+
+
+def freespace(given):
+    overrides = {"autostart": given["autostart"] == "true", "use_sim_time": given["source"] == "bag"}
+    if given["model"]:
+        overrides["engine.model"] = given["model"]
+    rectified = given["source"] == "camera" and given["rectify"] == "true"
+    image = "camera/image_rect" if rectified and given["image"] == ARGUMENTS["image"][0] else given["image"]
+    return Node(
+        package="freespace",
+        executable="freespace_node",
+        name=given["name"],
+        namespace=given["namespace"],
+        parameters=[given["params_file"], overrides],
+        # image_raw/compressed is asked for by that name: it is derived from image_raw when that has been remapped.
+        remappings=[("image_raw", image), ("camera_info", given["camera_info"])],
+        output="screen",
+    )
+
+
+def camera(given):
+    """The driver, and image_proc where it is wanted, in one container."""
+    if given["camera"] == "camera_ros":  # its topics are below its own name
+        driver = ComposableNode(
+            package="camera_ros",
+            plugin="camera::CameraNode",
+            name="camera",
+            namespace=given["namespace"],
+            extra_arguments=SHARED,
+        )
+    else:
+        driver = ComposableNode(
+            package="v4l2_camera",
+            plugin="v4l2_camera::V4L2Camera",
+            name="camera",
+            namespace=given["namespace"],
+            remappings=[("image_raw", "camera/image_raw"), ("camera_info", "camera/camera_info")],
+            extra_arguments=SHARED,
+        )
+    nodes = [driver]
+    if given["rectify"] == "true":
+        nodes.append(
+            ComposableNode(
+                package="image_proc",
+                plugin="image_proc::RectifyNode",
+                name="rectify",
+                namespace=given["namespace"],
+                remappings=[
+                    ("image", "camera/image_raw"),
+                    ("camera_info", "camera/camera_info"),
+                    ("image_rect", "camera/image_rect"),
+                ],
+                extra_arguments=SHARED,
+            )
+        )
+    return ComposableNodeContainer(
+        package="rclcpp_components",
+        executable="component_container",
+        name="camera_container",
+        namespace=given["namespace"],
+        composable_node_descriptions=nodes,
+        output="screen",
+    )
+
+
+def bag(given):
+    if not given["bag"]:
+        raise RuntimeError("source:=bag needs the bag: bag:=FOLDER")
+    looped = ["--loop"] if given["loop"] == "true" else []
+    return ExecuteProcess(cmd=["ros2", "bag", "play", given["bag"], "--clock", *looped], output="screen")
+
+
+SHARED = [{"use_intra_process_comms": True}]
