@@ -46,7 +46,8 @@ setup(
         (
             "share/freespace/launch",
             [str(p.relative_to(ROOT)) for p in sorted((ROOT / "launch").iterdir()) if p.is_file()],
-        )
+        ),
+        ("share/freespace/launch/jetson", [str(p.relative_to(ROOT)) for p in sorted((ROOT / "launch/jetson").iterdir())]),
     ],
     install_requires=[
         "numpy>=1.26",

@@ -178,6 +178,54 @@ def run(
 
 
 @app.command()
+def batch(
+    videos: Annotated[list[str], typer.Argument(help="Videos, folders of them, and lists as @list.txt.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results, and for the journal of what is done.")],
+    overlay: Annotated[bool, typer.Option("--overlay", help="Write overlay videos, too.")] = False,
+    masks: Annotated[bool, typer.Option("--masks", help="Write a PNG mask for each frame, too.")] = False,
+    contact_sheet: Annotated[bool, typer.Option("--contact-sheet", help="Write a page of a dozen overlays, too.")] = False,
+    model: Model = None,
+    backend: Backend = None,
+    precision: Precision = None,
+    input_size: InputSize = None,
+    config: Annotated[Optional[Path], typer.Option(help="YAML file; options given here win over it.")] = None,
+    plane: Annotated[Optional[str], typer.Option(help="freespace (whole road) or ego (own carriageway).")] = None,
+    every: Annotated[Optional[int], typer.Option(help="Take one frame of every N.")] = None,
+    topic: Annotated[Optional[str], typer.Option(help="Of ROS 2 bags: the one with the pictures.")] = None,
+    calibration: Annotated[Optional[str], typer.Option(help="Camera with its mount (.yaml): results in metres, too.")] = None,
+    workers: Annotated[int, typer.Option(help="Recordings at a time; 0: one for every two cores, two on a GPU.", min=0)] = 0,
+    threads: Annotated[Optional[int], typer.Option(help="CPU threads of each worker's network; 0 divides the cores.")] = None,
+    retries: Annotated[int, typer.Option(help="Further attempts at a recording that failed.", min=0)] = 2,
+    stall: Annotated[float, typer.Option(help="Give up a recording after so many seconds without a frame.", min=1)] = 300.0,
+    redo: Annotated[bool, typer.Option("--redo", help="Replace results of other settings.")] = False,
+    ray: Annotated[Optional[str], typer.Option(help="Do it on the Ray cluster at this HOST:PORT; extra ray.")] = None,
+) -> None:
+    """Find the drivable area in whole archives: what is done already is not done again."""
+    from perception.batch_command import Batch, run_batch
+    from perception.config import load_config
+
+    settings = load_config(
+        config,
+        {
+            "engine.model": model,
+            "engine.backend": backend,
+            "engine.precision": precision,
+            "engine.input_size": input_size,
+            "engine.threads": threads,
+            "polygons.plane": plane,
+            "capture.every": every,
+            "capture.topic": topic,
+            "ground.calibration": calibration,
+        },
+    )
+    wanted = Batch(videos, out, overlay, masks, contact_sheet, workers, retries, stall, redo, ray)
+    with stop_on_signal() as stop:
+        interrupted = run_batch(wanted, settings, stop)
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results; results of an earlier demo are replaced.")] = Path(
         "freespace-demo"

@@ -14,6 +14,7 @@ from engine import tensorrt_api
 from engine.build import BuildCancelled, PlanOptions
 from engine.contract import ModelContract, ModelError
 from engine.plans import ANY_GPU, Plan, Target, obtain_plan
+from perception import service
 from perception.errors import FreespaceError, tell
 
 
@@ -82,6 +83,7 @@ def progress_bar() -> Iterator[Callable[[str, int, int], bool]]:
             if phase not in tasks:
                 tasks[phase] = bars.add_task(phase)
             bars.update(tasks[phase], completed=done, total=steps)
+            service.notify(f"STATUS={phase}: {100 * done // max(steps, 1)} %")
             return True
 
         yield report
