@@ -50,7 +50,8 @@ from perception.frame import Frame
 from perception.freespace import Freespace
 from perception.messages import Messages, image_from_message
 from perception.node import process
-from perception.ros.node import message_class
+from perception.ros.node import FreespaceNode, message_class
+from perception.ros.outputs import result_topics
 
 LONG_S = 30.0  # nothing takes so long; a machine may be busy
 SIZE = (128, 64)
@@ -376,6 +377,19 @@ def test_lifecycle(driving: Peer) -> None:
     assert driving.change("activate")
     assert time.monotonic() - began < 1.0
     driving.drive_until(driving.valid(), "valid results again")
+
+
+def test_an_older_ros_2_goes_without_the_messages_it_does_not_know(network: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    rclpy.init()
+    node = FreespaceNode()
+    try:
+        topics = result_topics(Messages(message_class))
+        assert node._known_here(topics) == topics
+        monkeypatch.delattr("geometry_msgs.msg.PolygonInstanceStamped")  # as before Iron
+        assert {topic.name for topic in topics} - {topic.name for topic in node._known_here(topics)} == {"~/polygons"}
+    finally:
+        node.destroy_node()
+        rclpy.shutdown()
 
 
 def test_started_with_what_cannot_be_it_ends_with_a_sentence(tmp_path: Path) -> None:

@@ -201,7 +201,8 @@ class FreespaceNode(LifecycleNode):
             self._lens = Rulers(ground, Path(ground.calibration)).camera.intrinsics if ground.calibration else None
             self._engine = open_configured(self.config.engine, throughput=False)
             self._engine.contract.plane_index(self.config.polygons.plane)
-            self._topics = [*result_topics(self._make)], [*picture_topics(self._make, self.own.occupancy_resolution_m)]
+            pictures = picture_topics(self._make, self.own.occupancy_resolution_m)
+            self._topics = self._known_here(result_topics(self._make)), self._known_here(pictures)
             for topic in (*self._topics[0], *self._topics[1], *(Topic(name, DEBUG_KIND, list, 10) for name in DEBUG.values())):
                 quality = QoSProfile(depth=topic.waiting, reliability=ReliabilityPolicy.RELIABLE)
                 self._outputs[topic.name] = self.create_lifecycle_publisher(message_class(topic.kind), topic.name, quality)
@@ -210,6 +211,18 @@ class FreespaceNode(LifecycleNode):
             return TransitionCallbackReturn.ERROR
         self.get_logger().info(describe_engine(self._engine))
         return super().on_configure(state)
+
+    def _known_here(self, topics: list[Topic]) -> list[Topic]:
+        """The topics whose messages this ROS 2 has: before Iron there is no PolygonInstanceStamped."""
+        known = []
+        for topic in topics:
+            try:
+                message_class(topic.kind)
+            except (ImportError, AttributeError):
+                self.get_logger().warning(f"{topic.name} is left out: this ROS 2 has no {topic.kind}")
+            else:
+                known.append(topic)
+        return known
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe, and begin."""
