@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench bench-check clean
 
 demo: $(VENV)/base
 	$(BIN)/freespace demo
@@ -19,6 +19,9 @@ check: $(VENV)/test
 
 bench: $(VENV)/base
 	$(BIN)/python -m benchmarks.end_to_end
+
+bench-check: $(VENV)/base
+	$(BIN)/python -m benchmarks.check_budgets $(if $(PEER),--peer $(PEER))
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -24,6 +24,7 @@ ROS = [
     )
 ]
 BAGS = ["rosbags>=0.11", "mcap>=1.2"]
+NVML = "nvidia-ml-py>=12"  # clocks, power and temperature, for freespace bench
 RTX = ("tensorrt-rtx-cu13-libs>=1.7", "tensorrt-rtx-cu13-bindings>=1.7")
 
 setup(
@@ -78,8 +79,8 @@ setup(
         "ros": ROS,  # where there is no ROS 2 of its own
         "ray": ["ray>=2.40"],  # freespace batch --ray
         "tensorboard": ["tensorboard>=2.16"],
-        "tensorrt": ["tensorrt>=10.3", "pycuda>=2024.1"],
-        "rtx": [*(f"{package}; {PC}" for package in RTX), "pycuda>=2024.1"],
+        "tensorrt": ["tensorrt>=10.3", "pycuda>=2024.1", NVML],
+        "rtx": [*(f"{package}; {PC}" for package in RTX), "pycuda>=2024.1", NVML],
         "test": [
             "pytest>=8",
             "tensorboard>=2.16",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from perception import __version__, calibrate_commands, training_commands
+from perception.bench import commands as bench_commands
 from perception.errors import BadInput, FreespaceError, tell
 from perception.options import Backend, InputSize, Model, Precision, parse_pair
 from perception.signals import INTERRUPTED, reload_on_signal, stop_on_signal
@@ -27,6 +28,7 @@ app = typer.Typer(
 
 app.add_typer(training_commands.app)
 app.add_typer(calibrate_commands.app, name="calibrate")
+app.add_typer(bench_commands.app, name="bench")
 
 
 def main() -> None:

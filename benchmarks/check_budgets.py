@@ -1,0 +1,163 @@
+"""Measures the ratios of budgets.yaml and judges them: exit code 1 where one is broken beyond doubt.
+
+python -m benchmarks.check_budgets --peer twinlitenet.onnx
+python -m benchmarks.check_budgets --budgets mine.yaml --clip drive.mp4
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from benchmarks.peer import PeerLoop
+from perception.bench.commands import clip
+from perception.bench.figures import interval, ratio_interval
+from perception.bench.measure import measure
+from perception.bench.schema import Record, Report, Settings
+from perception.bench.text import describe
+from perception.bench.variants import Variant
+from perception.config import Config
+from perception.errors import BadInput
+
+BUDGETS = Path(__file__).parent / "budgets.yaml"
+
+Series = dict[str, list[float]]
+
+
+class Budget(Record):
+    """One ratio and its limit; see budgets.yaml."""
+
+    name: str
+    figure: str
+    over: str
+    at_least: float | None = Field(None, gt=0)
+    at_most: float | None = Field(None, gt=0)
+    target: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def one_limit(self) -> Budget:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("wanted either at_least or at_most")
+        return self
+
+
+class Budgets(Record):
+    settings: Settings
+    budgets: list[Budget]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A budget, its ratio with interval, and whether it holds; None of all where a series was not measured."""
+
+    budget: Budget
+    ratio: tuple[float, float, float] | None
+    verdict: Literal["holds", "broken", "undecided", "not measured"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budgets", type=Path, default=BUDGETS)
+    parser.add_argument("--clip", help="video; the demo's clip by default")
+    parser.add_argument("--peer", type=Path, help="twinlitenet.onnx; without it its budgets are not measured")
+    parser.add_argument("--model", help="model file of Freespace; the shipped one by default")
+    parser.add_argument("--backend", default="auto")
+    options = parser.parse_args(arguments)
+    try:
+        budgets = read_budgets(options.budgets)
+        source = clip(options.clip)
+        config = Config.model_validate({"engine": {"model": options.model, "backend": options.backend}})
+        beside = {"peer": peer_rate(PeerLoop(options.peer), source)} if options.peer else {}
+        report, rates = measure(source, {"A": Variant("the defaults", config)}, budgets.settings, beside=beside)
+    except BadInput as error:
+        parser.error(str(error))
+    outcomes = judge(budgets.budgets, series_of(report, rates))
+    print("\n".join([*describe(report), *map(line, outcomes), *(f"note: {note}" for note in report.notes)]))
+    return int(any(outcome.verdict == "broken" for outcome in outcomes))
+
+
+def read_budgets(path: Path) -> Budgets:
+    """Raises BadInput: no such file, or it holds something else."""
+    try:
+        return Budgets.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, ValidationError) as error:
+        raise BadInput(f"{path}: {error}") from error
+
+
+def peer_rate(peer: PeerLoop, source: str) -> Callable[[float], float]:
+    """Frames per second of the peer's loop over ``source``, from its beginning and over and over."""
+
+    def window(seconds: float) -> float:
+        capture = cv2.VideoCapture(source)
+        frames, began = 0, time.perf_counter()
+        while (spent := time.perf_counter() - began) < seconds or not frames:
+            good, frame = capture.read()
+            if not good:
+                if not frames:
+                    raise BadInput(f"{source}: the peer's loop cannot read it")
+                capture.release()
+                capture = cv2.VideoCapture(source)
+                continue
+            peer.process(np.asarray(frame, np.uint8))
+            frames += 1
+        capture.release()
+        return frames / spent
+
+    return window
+
+
+def series_of(report: Report, rates: dict[str, list[float]]) -> Series:
+    """All that a budget may name: a value for each round, or each start."""
+    side = report.sides[0]
+    found: Series = {f"{name}/fps": values for name, values in rates.items()}
+    found["workload/ms"] = report.workload_ms[side.label]
+    if side.cold:
+        found["cold/total_ms"] = [1e3 * s for s in side.cold.total]
+    for case in side.cases:
+        for figure in ("fps", "p50_ms", "p95_ms", "cpu_ms"):
+            found[f"{case.mode}/{case.load}/{figure}"] = [getattr(window, figure) for window in case.windows]
+    return found
+
+
+def judge(budgets: list[Budget], series: Series) -> list[Outcome]:
+    return [judge_one(budget, series) for budget in budgets]
+
+
+def judge_one(budget: Budget, series: Series) -> Outcome:
+    """Broken where the whole interval lies beyond the limit, held where none of it does."""
+    if budget.figure not in series or budget.over not in series:
+        return Outcome(budget, None, "not measured")
+    one, other = series[budget.figure], series[budget.over]
+    paired = not budget.figure.startswith("cold/") and not budget.over.startswith("cold/")
+    ratio = interval((np.array(one) / np.array(other)).tolist()) if paired else ratio_interval(one, other)
+    _, low, high = ratio
+    if budget.at_least is not None:
+        verdict = "broken" if high < budget.at_least else "holds" if low >= budget.at_least else "undecided"
+    else:
+        assert budget.at_most is not None
+        verdict = "broken" if low > budget.at_most else "holds" if high <= budget.at_most else "undecided"
+    return Outcome(budget, ratio, verdict)  # type: ignore[arg-type]
+
+
+def line(outcome: Outcome) -> str:
+    budget = outcome.budget
+    limit = f"at least {budget.at_least:g}" if budget.at_least is not None else f"at most {budget.at_most:g}"
+    target = f", target {budget.target:g}" if budget.target is not None else ""
+    ratio = "{:.3g} ({:.3g} to {:.3g})".format(*outcome.ratio) if outcome.ratio else "–"
+    return f"{outcome.verdict:<12} {ratio:<26} {limit}{target}: {budget.name}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

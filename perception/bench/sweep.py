@@ -1,0 +1,264 @@
+"""Many configurations one after the other, resumable: backends x precisions x models x input sizes x batches x threads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from engine import DEFAULT_MODEL, ModelError, choose_model, read_contract
+from engine.files import write_whole
+from perception.bench.charts import draw_pareto
+from perception.bench.machine import clip_sha256, describe_machine
+from perception.bench.measure import Labelled, measure
+from perception.bench.page import listed, page, table
+from perception.bench.schema import MODES, Case, Record, Report, Settings
+from perception.bench.text import Rows, aligned, markdown_table
+from perception.bench.variants import Variant, changed
+from perception.capture.uri import parse
+from perception.config import Config
+from perception.errors import BadInput, FreespaceError, tell
+
+BROKEN = 0.02  # of IoU below the best of the same model's: an export that lost something
+HEAD = ["cell", "FPS", "95 %", "p50 ms", "p99 ms", "CPU ms", "RSS MB", "J/frame", "IoU", "front", "remark"]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What is combined; None leaves a value to the configuration."""
+
+    backends: Sequence[str | None] = (None,)
+    precisions: Sequence[str | None] = (None,)
+    models: Sequence[str | None] = (None,)
+    input_sizes: Sequence[str | None] = (None,)
+    batches: Sequence[int] = (1,)
+    threads: Sequence[int | None] = (None,)
+
+    def cells(self) -> list[dict[str, Any]]:
+        names = ("backend", "precision", "model", "input_size", "batch", "threads")
+        every = product(self.backends, self.precisions, self.models, self.input_sizes, self.batches, self.threads)
+        return [{name: value for name, value in zip(names, cell, strict=True) if value is not None} for cell in every]
+
+
+class Cell(Record):
+    """A file of a sweep.
+
+    Attributes:
+        key: hash of all that the result depends on: a cell of another key is measured again.
+        state: ``done``; ``impossible``: there is no such combination; ``failed``: tried again the next time.
+    """
+
+    name: str
+    key: str
+    state: Literal["done", "impossible", "failed"]
+    reason: str = ""
+    report: Report | None = None
+
+
+def sweep(
+    source: str,
+    config: Config,
+    axes: Axes,
+    settings: Settings,
+    labelled: Labelled | None,
+    out: Path,
+    say: Callable[[str], None] = tell,
+) -> list[Cell]:
+    """Measure what ``out`` does not hold yet, a JSON for each cell, and write the pages over all of them.
+
+    Raises:
+        BadInput: the source cannot be read, or not one cell can be measured.
+    """
+    if parse(source).live:
+        raise BadInput("a sweep wants a recording: of a live source no two cells get the same frames")
+    wanted = axes.cells()
+    if max(axes.batches) > 1 and "engine" not in settings.modes:  # else there were nothing to set the batches beside
+        settings = settings.model_copy(update={"modes": ["engine", *settings.modes]})
+    machine, clip = describe_machine(), clip_sha256(source, live=False)
+    cells = []
+    for number, values in enumerate(wanted, 1):
+        name = name_of(values)
+        place = out / f"{name}.json"
+        own = settings.model_copy(update={"batch": values.get("batch", 1)})
+        if own.batch > 1:
+            own = own.model_copy(update={"modes": ["engine"]})
+        depends = [machine.cpu, machine.cores, clip, own.model_dump(), identity(values, config), str(labelled)]
+        key = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()
+        cell = read_cell(place, key)
+        if cell is None:
+            say(f"cell {number} of {len(wanted)}: {name}")
+            cell = measure_cell(source, config, values, own, labelled, name, key, say)
+            write_whole(place, (cell.model_dump_json(by_alias=True, indent=1) + "\n").encode())
+        else:
+            say(f"cell {number} of {len(wanted)}: {name} is {cell.state} already")
+        cells.append(cell)
+    if not any(cell.report for cell in cells):
+        raise BadInput(f"no cell could be measured: {cells[0].name}: {cells[0].reason}")
+    write_whole(out / "sweep.html", sweep_page(cells).encode())
+    write_whole(out / "sweep.md", sweep_markdown(cells).encode())
+    return cells
+
+
+def name_of(values: dict[str, Any]) -> str:
+    """Of a cell and its file: what was chosen, in the order of the options; a model by its file's stem and place."""
+    parts = []
+    for key, value in values.items():
+        if key == "model":
+            folder = str(Path(str(value)).parent)
+            mark = "" if folder == "." else "-" + hashlib.sha256(folder.encode()).hexdigest()[:6]
+            parts.append(Path(str(value)).stem + mark)
+        elif key == "batch":
+            parts.append(f"batch{value}")
+        elif key == "threads":
+            parts.append(f"threads{value}")
+        else:
+            parts.append(str(value))
+    return "-".join(parts) or "default"
+
+
+def identity(values: dict[str, Any], config: Config) -> list[Any]:
+    """What a cell depends on beside the machine: its settings, and the model's bytes where they can be read now."""
+    model = values.get("model", config.engine.model)
+    try:
+        sha256 = read_contract(Path(model) if model else DEFAULT_MODEL).sha256
+        if not model and values.get("precision") == "int8":
+            sha256 = choose_model(None, values.get("backend", "onnxruntime"), "int8").sha256
+    except (ModelError, KeyError):
+        sha256 = ""
+    return [values, sha256, config.model_dump(mode="json")]
+
+
+def read_cell(place: Path, key: str) -> Cell | None:
+    """A cell that needs no measuring; None where there is none, or it failed, or is of other settings."""
+    try:
+        cell = Cell.model_validate_json(place.read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return cell if cell.key == key and cell.state != "failed" else None
+
+
+def measure_cell(
+    source: str,
+    config: Config,
+    values: dict[str, Any],
+    settings: Settings,
+    labelled: Labelled | None,
+    name: str,
+    key: str,
+    say: Callable[[str], None],
+) -> Cell:
+    try:
+        own = changed(config, {f"engine.{k}": v for k, v in values.items() if k != "batch"})
+        report, _ = measure(source, {"A": Variant(name, own)}, settings, labelled, say=say)
+    except BadInput as error:
+        say(f"{name}: {error}")
+        return Cell(name=name, key=key, state="impossible", reason=str(error))
+    except FreespaceError as error:
+        say(f"{name}: {error}")
+        return Cell(name=name, key=key, state="failed", reason=str(error))
+    return Cell(name=name, key=key, state="done", report=report)
+
+
+# -- What came of it ---------------------------------------------------------------------------------------------------
+
+
+def common_mode(reports: Sequence[Report]) -> str:
+    """The mode nearest to the whole that all cells were measured in: only numbers of one mode stand side by side."""
+    measured = [{case.mode for case in report.sides[0].cases} for report in reports]
+    return next(mode for mode in reversed(MODES) if all(mode in own for own in measured))
+
+
+def throughput_case(report: Report, mode: str) -> Case:
+    return next(case for case in report.sides[0].cases if (case.mode, case.load) == (mode, "flat-out"))
+
+
+def latency_case(report: Report, mode: str) -> Case:
+    return next(case for case in report.sides[0].cases if case.mode == mode and case.load != "flat-out")
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Whether there is no other point that is at least as good in both and better in one; more is better."""
+    return [not any(x >= a and y >= b and (x > a or y > b) for x, y in points) for a, b in points]
+
+
+def merit(report: Report, mode: str) -> tuple[float, float]:
+    """(throughput, IoU), or less latency in place of the latter where accuracy was not measured."""
+    accuracy, latency = report.sides[0].accuracy, latency_case(report, mode)
+    return throughput_case(report, mode).fps.value, accuracy.iou if accuracy else -latency.stages[latency.headline].p50
+
+
+def rows_of(cells: Iterable[Cell]) -> Rows:
+    cells = list(cells)
+    done = [cell.report for cell in cells if cell.report]
+    mode = common_mode(done)
+    fronts = iter(pareto([merit(report, mode) for report in done]))
+    best = max((r.sides[0].accuracy.iou for r in done if r.sides[0].accuracy), default=None)
+    rows = []
+    for cell in cells:
+        if not cell.report:
+            rows.append([cell.name, *["–"] * 8, "", f"{cell.state}: {cell.reason}"])
+            continue
+        side, fast, soon = cell.report.sides[0], throughput_case(cell.report, mode), latency_case(cell.report, mode)
+        latency, iou = soon.stages[soon.headline], side.accuracy.iou if side.accuracy else None
+        lost = (
+            f"loses {best - iou:.3f} of IoU: is the export whole?" if best and iou is not None and best - iou > BROKEN else ""
+        )
+        rows.append(
+            [
+                *(cell.name, f"{fast.fps.value:.1f}", f"{fast.fps.low:.1f} to {fast.fps.high:.1f}"),
+                *(f"{latency.p50:.2f}", f"{latency.p99:.2f}", f"{fast.cpu_ms.value:.2f}", f"{fast.rss_mb:.0f}"),
+                f"{fast.energy_j:.3f}" if fast.energy_j is not None else "–",
+                f"{iou:.4f}" if iou is not None else "–",
+                "yes" if next(fronts) else "",
+                lost or ("" if fast.stability.steady else "not steady"),
+            ]
+        )
+    return rows
+
+
+def explained(cells: Sequence[Cell]) -> list[str]:
+    reports = [cell.report for cell in cells if cell.report]
+    mode, accuracy = common_mode(reports), reports[0].sides[0].accuracy
+    soon = latency_case(reports[0], mode)
+    said = [f"FPS: {mode}, flat-out; ms: {mode}, {soon.load}, {soon.headline}"]
+    said.append("cells are measured one after the other, not in turn: to judge between two, use --against")
+    if accuracy:
+        sets = ", ".join(f"{row.dataset} {row.plane} ({row.images})" for row in accuracy.rows)
+        said.append(f"IoU: mean over {sets}; split {accuracy.split}")
+    return said
+
+
+def sweep_text(cells: Sequence[Cell]) -> str:
+    return "\n".join([*explained(cells), *aligned(HEAD, rows_of(cells))])
+
+
+def sweep_markdown(cells: Sequence[Cell]) -> str:
+    said = [f"- {line}" for line in explained(cells)]
+    return "\n".join(["# Freespace sweep", "", *said, "", markdown_table(HEAD, rows_of(cells)), ""])
+
+
+def sweep_page(cells: Sequence[Cell]) -> str:
+    done = [(cell.name, cell.report) for cell in cells if cell.report]
+    mode = common_mode([report for _, report in done])
+    points = [merit(report, mode) for _, report in done]
+    named = [(name, x, y, best) for (name, _), (x, y), best in zip(done, points, pareto(points), strict=True)]
+    exact = all(report.sides[0].accuracy for _, report in done)
+    if exact:
+        chart = draw_pareto("Speed and accuracy", "FPS", "IoU", named)
+    else:
+        chart = draw_pareto("Throughput and latency", "FPS", "- p50, ms", named)
+    notes = [f"{cell.name}: {note}" for cell in cells if cell.report for note in cell.report.notes]
+    return page(
+        "Freespace sweep",
+        [
+            ("Cells", listed(explained(cells)) + table(HEAD, rows_of(cells))),
+            ("Pareto front", f'<div class="charts">{chart}</div>'),
+        ],
+        notes,
+    )
