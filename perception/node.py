@@ -27,7 +27,6 @@ from perception.config import Config
 from perception.frame import Frame
 from perception.freespace import Freespace, Polygon
 from perception.lookout import Lookout, Sight, Sighted
-from perception.metres import Rulers
 from perception.monitor import Monitor, Verdict, blinds
 from perception.polygons import extract
 from perception.sinks.base import Output, Sink
@@ -88,8 +87,11 @@ class Interpreter:
         self._scene: int | None = None
         self.blocked = 0  # results with no free ground where the view begins
         self._steadied: tuple[object, ...] = ()
-        ground = config.ground
-        self._rulers = Rulers(ground, Path(ground.calibration), monitor.live) if ground.calibration else None
+        self._rulers = None
+        if config.ground.calibration:
+            from perception.metres import Rulers
+
+            self._rulers = Rulers(config.ground, Path(config.ground.calibration), monitor.live)
         self.configure(config)
 
     def configure(self, config: Config) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.birdseye import birdseye
 from perception.freespace import Distance, Freespace
-from perception.metres import Metres
 from perception.painting import EGO_COLOUR, OTHER_COLOUR, paint
+
+if TYPE_CHECKING:
+    from perception.metres import Metres
 
 INSET_ROOM = (0.3, 0.55)  # of the picture's width and height
 LEAST_INSET = 120  # pixels high: in a lower one nothing could be made out
@@ -41,6 +43,8 @@ def inset(canvas: NDArray[np.uint8], image: NDArray[np.uint8], result: Freespace
     room = round(INSET_ROOM[0] * width), round(INSET_ROOM[1] * height)
     if room[1] < LEAST_INSET:
         return
+    from perception.birdseye import birdseye
+
     view = birdseye(metres, (width, height), room).draw(image, result)
     rows, columns = view.shape[:2]
     margin = round(height / 60)

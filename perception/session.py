@@ -24,7 +24,6 @@ from perception.capture.base import Source
 from perception.config import Config, EngineConfig
 from perception.errors import BadInput, FreespaceError, tell
 from perception.freespace import Freespace
-from perception.metres import Rulers
 from perception.monitor import Monitor
 from perception.node import Summary, is_live, run
 from perception.sinks import Sink, check_outputs, open_sinks
@@ -51,6 +50,8 @@ def run_session(uri: str, config: Config, stop: threading.Event, reload: Reload 
     capture = config.capture
     check_outputs(config.output, uri, config.loop.state)
     if config.ground.calibration:
+        from perception.metres import Rulers
+
         Rulers(config.ground, Path(config.ground.calibration))  # now, not after the network is opened
     if config.output.append and capture.loop:
         raise BadInput("--append and --loop exclude each other: a recording's frames are told apart by their numbers")

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import chain, count, cycle
 from pathlib import Path
@@ -199,9 +199,6 @@ def end_to_end_window(material: Material, load: Load, seconds: float) -> Samples
 def listen(source: Source, material: Material, sink: Receipts, stop: threading.Event, seconds: float) -> Samples:
     with Alarm(PATIENCE_S + 3 * seconds, stop):
         run(source, material.engine, [sink], material.config, stop)
-    with suppress(RuntimeError):  # what was on its way when the window ended; until there is nothing more
-        while True:
-            material.engine.collect()
     return sink.samples
 
 

@@ -6,6 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,9 @@ from perception.config import PolygonConfig
 from perception.errors import BadInput
 from perception.frame import Frame
 from perception.freespace import Freespace
-from perception.metres import Metres
+
+if TYPE_CHECKING:
+    from perception.metres import Metres
 
 DEFAULTS = PolygonConfig()
 
