@@ -14,7 +14,8 @@ from engine.files import write_whole
 from engine.settings import Section, read_settings
 
 Matrix3 = Annotated[list[float], Field(min_length=9, max_length=9)]
-Sigma = dict[str, Annotated[float, Field(ge=0)]]
+Deviation = Annotated[float, Field(ge=0)]
+MountKey = Literal["height_m", "pitch", "roll", "yaw", "x_m", "y_m"]
 
 
 class Matrix(Section):
@@ -41,7 +42,7 @@ class MountSection(Section):
     yaw: float = 0.0
     x_m: float = 0.0
     y_m: float = 0.0
-    sigma: Sigma = Field(default_factory=dict)
+    sigma: dict[MountKey, Deviation] = Field(default_factory=dict)
 
 
 class CameraFile(Section):
@@ -56,7 +57,7 @@ class CameraFile(Section):
     distortion_model: Literal["plumb_bob", "rational_polynomial", "equidistant"]
     distortion_coefficients: Matrix
     mount: MountSection | None = None
-    sigma: Sigma = Field(default_factory=dict)
+    sigma: dict[str, Deviation] = Field(default_factory=dict)
 
 
 def read_camera(path: Path) -> tuple[Intrinsics, Mount | None]:

@@ -28,6 +28,7 @@ FREE = 12  # numbers more than unknowns, from which on the residuals alone say h
 OUTLYING = 4.0  # standard deviations
 SUSPICIOUS = 9.0  # a fall of the sum of squares without a point that makes it worth a closer look: one good point in a hundred
 SUSPECTS = 3
+MISFIT = 3.0  # times the standard deviation that was said: then something is wrong
 AMBIGUOUS = 9.0  # another pose whose sum of squares is greater by no more than this cannot be told apart
 
 
@@ -129,6 +130,11 @@ def from_points(
         kept, best = np.delete(kept, worst), without
     if best.ambiguous:
         remarks.append("another pose fits almost as well: spread the points, nearer and farther")
+    if (times := math.sqrt(best.scatter)) > MISFIT:
+        remarks.append(
+            f"the points lie {times:.0f} times as far from where the mount puts them as their exactness allows: "
+            "are pixels, places and the camera's file right?"
+        )
     spread = np.sqrt(np.diag(best.covariance) + camera_variance(intrinsics, lambda k: refine(k, best, uv[kept], xy[kept])))
     mount = replace(best.camera.mount, sigma=dict(zip(POSE, spread.tolist(), strict=True)))
     expected = pixels_from_ground(best.camera, xy[kept])

@@ -95,7 +95,8 @@ def range_intervals(camera: Camera, points: ArrayLike, sigma: RangeSigma) -> Arr
 
     Returns:
         float64 ``(N, 2)``: least and greatest range from ``base_link``'s origin, metres, on the ray from the camera through
-        the point; the greatest is infinite where the ray may miss the ground.
+        the point; the greatest is infinite where the ray may miss the ground, or the camera does not see the point. NaN for
+        points that are none.
     """
     xy = np.asarray(points, np.float64).reshape(-1, 2)
     mount, height = camera.mount, camera.mount.height_m
@@ -114,15 +115,19 @@ def range_intervals(camera: Camera, points: ArrayLike, sigma: RangeSigma) -> Arr
     spread = np.sqrt(
         (sigma.pitch * np.cos(heading)) ** 2
         + (sigma.roll * np.sin(heading)) ** 2
-        + (sigma.pixel_px / pixels_per_radian) ** 2
+        + (sigma.pixel_px / np.maximum(np.nan_to_num(pixels_per_radian), 1e-9)) ** 2
         + (sigma.height_m * np.sin(2 * angle) / (2 * height)) ** 2
     )
     steep = np.minimum(angle + CERTAIN * spread, math.pi / 2)
-    flat = angle - CERTAIN * spread
-    least = np.hypot(*(foot + direction * (height / np.tan(steep))[:, None]).T)
-    with np.errstate(all="ignore"):
-        greatest = np.hypot(*(foot + direction * (height / np.tan(flat))[:, None]).T)
-    return np.stack([least, np.where(flat > 0, greatest, np.inf)], axis=1)
+    flat = np.maximum(angle - CERTAIN * spread, 0.0)
+    with np.errstate(divide="ignore"):
+        first, last = height / np.tan(steep), height / np.tan(flat)  # from the camera's foot
+    # It passes the origin `passes` metres on, `beside` metres away; a camera may look back over it.
+    passes = -direction @ foot
+    beside = np.sqrt(np.maximum(foot @ foot - passes**2, 0.0))
+    least = np.hypot(np.clip(passes, first, last) - passes, beside)
+    greatest = np.maximum(np.hypot(first - passes, beside), np.hypot(last - passes, beside))
+    return np.stack([least, greatest], axis=1)
 
 
 @dataclass(frozen=True)
@@ -182,7 +187,9 @@ class GroundView:
         parts, owners = shapely.get_parts(shapely.intersection(list(shapes), self.region), return_index=True)
         placed = shapely.transform(parts, lambda pixels: np.round(ground_from_pixels(self.camera, pixels), 3))
         if not shapely.is_valid(placed).all():  # a millimetre's rounding made an edge touch another
-            placed, which = shapely.get_parts(shapely.make_valid(placed), return_index=True)
+            # Holes stay holes, also where they now reach beyond the exterior, and nothing but polygons comes back.
+            mended = shapely.make_valid(placed, method="structure", keep_collapsed=False)
+            placed, which = shapely.get_parts(mended, return_index=True)
             owners = owners[which]
         found: list[list[GroundPolygon]] = [[] for _ in shapes]
         for owner, shape in zip(owners, placed, strict=True):

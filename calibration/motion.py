@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from calibration.camera import Intrinsics, Mount
 from calibration.extrinsics import Placement, jacobian_of, least_squares
-from calibration.vanishing import STEEPEST, Heading, combine, forwards
+from calibration.vanishing import STEEPEST, Heading, combine, forwards, looks_back
 
 Array = NDArray[np.float64]
 Image = NDArray[np.uint8]
@@ -45,7 +45,7 @@ def from_motion(intrinsics: Intrinsics, frames: Iterable[tuple[Image, int]], kno
     Args:
         frames: images uint8 ``(H, W, 3)`` BGR or ``(H, W)``, of the camera's size, with their stamps, nanoseconds; consecutive
             ones at most a third of a second apart are looked at together.
-        known: height, roll and position; its pitch and yaw are of no importance.
+        known: height, roll and position; of its yaw only whether the camera looks ahead or back.
 
     Raises:
         ValueError: the vehicle stands still, turns all the time, or too little is seen.
@@ -76,7 +76,8 @@ def from_motion(intrinsics: Intrinsics, frames: Iterable[tuple[Image, int]], kno
     placed = combine(intrinsics, headings, known, BIAS)
     remarks = [f"{len(headings)} of {count} pairs of images used" + (f", not {why}" if why else ""), *placed.remarks]
     assumed = (
-        "the vehicle goes straight on along its own forward axis, parallel to the ground; "
+        f"the camera looks {'back' if looks_back(known) else 'ahead'}, and the vehicle goes straight on along its own forward "
+        "axis, parallel to the ground; "
         f"height {known.height_m:g} m and roll {known.roll:g} rad were given, not measured: motion in a picture has no scale"
     )
     return replace(placed, assumed=assumed, remarks=remarks)

@@ -58,7 +58,7 @@ def from_lines(intrinsics: Intrinsics, images: Iterable[Image], known: Mount) ->
 
     Args:
         images: uint8 ``(H, W, 3)`` BGR or ``(H, W)``, of the camera's size, some dozens from different places.
-        known: height, roll and position; its pitch and yaw are of no importance.
+        known: height, roll and position; of its yaw only whether the camera looks ahead or back.
 
     Raises:
         ValueError: too few images show a straight road, or they contradict each other.
@@ -80,8 +80,9 @@ def from_lines(intrinsics: Intrinsics, images: Iterable[Image], known: Mount) ->
     placed = combine(intrinsics, headings, known)
     remarks = [f"{len(headings)} of {count} images used" + (f", not {why}" if why else ""), *placed.remarks]
     assumed = (
-        "the road is straight and level and the vehicle runs along it; "
-        f"height {known.height_m:g} m and roll {known.roll:g} rad were given, not measured: a picture of a road has no scale"
+        f"the camera looks {'back' if looks_back(known) else 'ahead'}, the road is straight and level and the vehicle runs "
+        f"along it; height {known.height_m:g} m and roll {known.roll:g} rad were given, not measured: a picture of a road has "
+        "no scale"
     )
     return replace(placed, assumed=assumed, remarks=remarks)
 
@@ -242,10 +243,16 @@ def combine(intrinsics: Intrinsics, headings: Sequence[Heading], known: Mount, b
     sigma = np.sqrt(sigma**2 + bias**2 + camera_variance(intrinsics, again))
     sigmas = {name: known.sigma[name] for name in ("height_m", "roll", "x_m", "y_m") if name in known.sigma}
     sigmas |= {"pitch": float(sigma[0]), "yaw": float(sigma[1])}
-    mount = replace(known, pitch=float(middle[0]), yaw=float(middle[1]), sigma=sigmas)
+    # A road, and motion, look the same ahead and behind.
+    heading = float(middle[1]) - (math.copysign(math.pi, middle[1]) if looks_back(known) else 0.0)
+    mount = replace(known, pitch=float(middle[0]), yaw=heading, sigma=sigmas)
     scatter = f"single images scatter by {math.degrees(off[0]):.2f} degrees in pitch, {math.degrees(off[1]):.2f} in yaw"
     residual = float(np.sqrt(np.mean([h.residual_px**2 for h in headings])))
     return Placement(mount, residual, "", [scatter] if len(headings) > 3 else [], pixel, pixel)
+
+
+def looks_back(mount: Mount) -> bool:
+    return math.cos(mount.yaw) < 0
 
 
 def median_and_sigma(values: Array, own: Array) -> tuple[Array, Array]:

@@ -100,6 +100,8 @@ def describe(kind: type[Section], error: Any) -> str:
     if error["type"] == "extra_forbidden":
         known = getattr(annotation_of(kind, error["loc"][:-1]), "model_fields", None)
         return f"{key}: unknown key" + (f"; known here: {', '.join(known)}" if known else "")
+    if error["type"] == "missing":
+        return f"{key}: missing"
     if error["type"] == "string_pattern_mismatch":
         return f"{key}: wanted WIDTHxHEIGHT such as 640x384, got {error['input']!r}"
     fields = getattr(annotation_of(kind, error["loc"][:-1]), "model_fields", {})

@@ -137,16 +137,17 @@ class BirdsEye:
             cv2.putText(canvas, text, (left, bottom), cv2.FONT_HERSHEY_SIMPLEX, scale, shade, thickness, cv2.LINE_AA)
 
 
-def ended(scan: Scan) -> NDArray[np.bool_]:
-    """Where free ground ends within the range, bool ``(n,)``; elsewhere it may go on, or none is seen."""
-    return np.asarray(scan.ranges_m < scan.range_max_m - LIMIT_M)
-
-
 def scan_ends(scan: Scan) -> Array:
     """The points where free ground ends, float64 ``(m, 2)`` metres in ``base_link``."""
-    ends = ended(scan)
-    bearings = scan.angle_min + scan.angle_increment * np.flatnonzero(ends)
-    return np.asarray(scan.ranges_m[ends, None] * np.stack([np.cos(bearings), np.sin(bearings)], axis=1))
+    bearings = scan.angle_min + scan.angle_increment * np.flatnonzero(scan.ends)
+    return np.asarray(scan.ranges_m[scan.ends, None] * np.stack([np.cos(bearings), np.sin(bearings)], axis=1))
+
+
+def laser_ranges(scan: Scan) -> Array:
+    """As a laser would say it (REP 117), float64 ``(n,)``: infinity where nothing ends free ground within the range, NaN where
+    nobody knows, since the view ends before, or no ground is seen."""
+    whole = scan.ranges_m >= scan.range_max_m - LIMIT_M
+    return np.asarray(np.where(scan.ends, scan.ranges_m, np.where(whole, np.inf, np.nan)))
 
 
 def way_ahead(ground: Ground, config: GroundConfig) -> list[Array]:

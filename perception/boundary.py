@@ -27,20 +27,30 @@ def free_along_rays(edges: Edges, first: float, step: float, count: int, facing:
 
     Args:
         first, step, count: the rays' angles against ``facing``, radians, between -pi and pi.
-        facing: a direction, radians; the region does not reach to both sides of the ray behind it.
+        facing: a direction, radians.
 
     Returns:
         two float64 ``(count,)`` distances; NaN for rays that miss the region. A region around the origin begins at 0.
     """
-    bearings = [wrapped(np.arctan2(p[:, 1], p[:, 0]) - facing) for p in (edges.start, edges.end)]
-    low, high = np.minimum(*bearings), np.maximum(*bearings)
-    short = high - low < np.pi  # an edge behind the origin jumps from one end of the angles to the other
-    edge, ray = lines_crossed(low[short], high[short], first, step, count)
-    p, d = edges.start[short][edge], (edges.end - edges.start)[short][edge]
+    low, high = spans(edges, facing)
+    behind = np.flatnonzero(high - low >= np.pi)  # these edges go on from one end of the angles at the other
+    whole = np.arange(len(low))
+    low, high = np.append(low, np.full(len(behind), -np.inf)), np.append(high, low[behind])
+    low[behind], high[behind] = high[behind], np.inf
+    edge, ray = lines_crossed(low, high, first, step, count)
+    edge = np.append(whole, behind)[edge]
+    p, d = edges.start[edge], (edges.end - edges.start)[edge]
     angle = facing + first + step * ray
     cos, sin = np.cos(angle), np.sin(angle)
     distance = (p[:, 0] * d[:, 1] - p[:, 1] * d[:, 0]) / (cos * d[:, 1] - sin * d[:, 0])
     return first_interval(distance, ray, count)
+
+
+def spans(edges: Edges, facing: float) -> tuple[Array, Array]:
+    """The lesser and the greater of the directions in which each edge begins and ends, against ``facing``, -pi to pi radians;
+    by half a turn or more apart where it passes behind the origin, which ``facing`` turns its back on."""
+    start, end = (wrapped(np.arctan2(p[:, 1], p[:, 0]) - facing) for p in (edges.start, edges.end))
+    return np.minimum(start, end), np.maximum(start, end)
 
 
 def free_along_lines(edges: Edges, first: float, step: float, count: int) -> tuple[Array, Array]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -61,7 +61,9 @@ class Scan:
         angle_increment: from each range to the next, radians.
         range_max_m: how far was looked: free ground with this range may go on.
         ranges_m: float64 ``(n,)``; NaN in directions in which no ground is seen.
-        near_m, far_m: float64 ``(n,)``: the ranges lie between these with a probability of 95 %; infinity where nobody knows.
+        near_m, far_m: float64 ``(n,)``: the ranges lie between these with a probability of 95 %; 0 and infinity where nobody
+            knows; NaN as ``ranges_m``.
+        ends: bool ``(n,)``: whether free ground is seen to end there; else only the view ends, and what comes is not known.
     """
 
     angle_min: float
@@ -70,11 +72,12 @@ class Scan:
     ranges_m: Ring
     near_m: Ring
     far_m: Ring
+    ends: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Distance:
-    """A distance in metres, and between which it lies with a probability of 95 %; infinity where nobody knows."""
+    """A distance in metres, and between which it lies with a probability of 95 %; 0 and infinity where nobody knows."""
 
     m: float
     near_m: float
@@ -107,6 +110,9 @@ class Ground:
     ahead: Distance | None
     scan: Scan
     widths: list[Width]
+
+
+DISTANCE, WIDTH = (tuple(field.name for field in fields(kind)) for kind in (Distance, Width))
 
 
 @dataclass(frozen=True)
@@ -211,7 +217,8 @@ class Freespace:
                 )
                 for p in typed(data, "polygons", list)
             ]
-            if not all(np.isfinite(r).all() for p in polygons for r in p.rings):
+            rings = [r for p in polygons for r in (*p.rings, *(r for part in p.ground or [] for r in part.rings))]
+            if not all(np.isfinite(r).all() for r in rings):
                 raise ValueError("a corner of a polygon is no number")
             width, height = typed(data, "size", list)
             latency = typed(data, "latency_ms", dict)
@@ -261,6 +268,7 @@ def ground_to_dict(ground: Ground) -> dict[str, Any]:
             "angle_increment": scan.angle_increment,
             "range_max_m": scan.range_max_m,
             **{name: np.round(getattr(scan, name), 3) for name in ("ranges_m", "near_m", "far_m")},
+            "ends": scan.ends.tolist(),
         },
     }
 
@@ -273,9 +281,9 @@ def ground_from_dict(data: Any) -> Ground:
     return Ground(
         typed(data, "frame_id", str),
         typed(data, "area_m2", float, int),
-        ahead and Distance(ahead["m"], ahead["near_m"], math.inf if ahead["far_m"] is None else ahead["far_m"]),
-        Scan(angle_min, step, reach, ranges, near, far),
-        [Width(w["x_m"], w["right_m"], w["left_m"]) for w in typed(data, "widths", list)],
+        ahead and Distance(*(math.inf if ahead[name] is None else typed(ahead, name, float, int) for name in DISTANCE)),
+        Scan(angle_min, step, reach, ranges, near, far, np.array(typed(scan, "ends", list), bool)),
+        [Width(*(typed(w, name, float, int) for name in WIDTH)) for w in typed(data, "widths", list)],
     )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.camera import Camera, DistortionModel, Intrinsics
-from perception.birdseye import ended
+from perception.birdseye import laser_ranges
 from perception.errors import BadInput, FreespaceError
 from perception.freespace import Freespace, Ring, State
 from perception.overlay import draw
@@ -194,7 +194,7 @@ class Messages:
     def scan(self, output: Output | Freespace) -> Any:
         """sensor_msgs/LaserScan: how far free ground reaches from the origin of the ground's frame.
 
-        As in REP 117 infinity means that it does not end within the range, NaN that no ground is seen in that direction. Of a
+        As in REP 117 infinity means that it does not end within the range, NaN that nobody knows: the view ends before. Of a
         result that is not valid there are no ranges. None without a calibrated camera.
         """
         result, frame_id = result_of(output), ground_frame(output)
@@ -204,7 +204,7 @@ class Messages:
         first, step, reach, ranges = 0.0, 0.0, 0.0, np.empty(0, np.float32)
         if scan:
             first, step, reach = scan.angle_min, scan.angle_increment, scan.range_max_m
-            ranges = np.where(ended(scan) | np.isnan(scan.ranges_m), scan.ranges_m, np.inf).astype(np.float32)
+            ranges = laser_ranges(scan).astype(np.float32)
         return self.make(
             "sensor_msgs/LaserScan",
             header=self.header(frame_id, result.stamp_ns),

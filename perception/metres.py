@@ -20,7 +20,7 @@ from calibration.camera import Camera
 from calibration.camera_file import read_mounted
 from calibration.ground import GroundView, RangeSigma, range_intervals
 from calibration.refinement import PitchRefiner
-from perception.boundary import Edges, free_across, free_along_lines, free_along_rays, wrapped
+from perception.boundary import Edges, free_across, free_along_lines, free_along_rays, spans
 from perception.config import GroundConfig
 from perception.errors import BadInput
 from perception.frame import Frame
@@ -31,6 +31,8 @@ Array = NDArray[np.float64]
 
 GAP_M = 0.3  # free ground that begins so close to the beginning of the view begins with it
 LANE_M = 0.1  # at most between the lines along which the way ahead of the vehicle is looked at
+UNEVEN_M = 1.0  # a camera that sees one side of the way from so much farther on than the other does not see the way
+LIMIT_M = 0.1  # what ends so close to the view's end ends there
 PITCH_STEP = math.radians(0.02)  # the view is built anew when the pitch has moved so far: that takes some milliseconds
 UNKNOWN, FREE, OCCUPIED = -1, 0, 100  # of nav_msgs/OccupancyGrid
 
@@ -60,30 +62,47 @@ class Metres:
             mount.sigma.get("height_m", 0.0),
         )
         self._seen = Edges([ring for part in shapely.get_parts(self.view.seen) for ring in rings_of(part)])
-        bearings = wrapped(np.arctan2(self._seen.start[:, 1], self._seen.start[:, 0]) - mount.yaw)
+        low, high = spans(self._seen, mount.yaw)
+        behind = (high - low >= math.pi).any()  # all around, then
+        right, left = (-math.pi, math.pi) if behind else (low.min(), high.max())
         step, half = config.scan_step, config.vehicle_width_m / 2
-        first = math.ceil(bearings.min() / step)
-        self._rays = (first * step, step, math.floor(bearings.max() / step) - first + 1)
+        first = math.ceil(right / step)
+        self._rays = (first * step, step, math.floor(left / step) - first + 1)
         lanes = math.ceil(2 * half / LANE_M)
         self._lanes = (-half, 2 * half / lanes, lanes + 1)
         self._seen_along_rays = free_along_rays(self._seen, *self._rays, mount.yaw)[0]
         self._seen_along_lanes = free_along_lines(self._seen, *self._lanes)[0]
+        # What reaches as far as a pixel from the image's border may go on beyond it.
+        width, height = self.view.size
+        within = self.view.place([shapely.box(0.5, 0.5, width - 1.5, height - 1.5)])[0]
+        inner = Edges([ring for part in within for ring in part.rings])
+        self._known_along_rays = free_along_rays(inner, *self._rays, mount.yaw)[1] - LIMIT_M
+        self._known_along_lanes = free_along_lines(inner, *self._lanes)[1] - LIMIT_M
 
     def place(self, polygons: list[Polygon]) -> tuple[list[Polygon], Ground]:
         """The same polygons with their parts on the ground, and what is to be said of all of them together."""
         placed = self.view.place([shapely.Polygon(p.exterior, p.interiors) for p in polygons])
         parts = [part for those in placed for part in those]
         edges = Edges([ring for part in parts for ring in part.rings])
-        ranges, way = self.free_ranges(edges), self.way_ahead(edges)
+        ranges = self.free_ranges(edges)
         first, step, count = self._rays
         bearings = self.camera.mount.yaw + first + step * np.arange(count)
         points = ranges[:, None] * np.stack([np.cos(bearings), np.sin(bearings)], axis=1)
-        near, far = self.interval(points if way is None else np.vstack([points, way]))
+        intervals = range_intervals(self.camera, points, self._sigma)
+        near, far = bounds(intervals, ranges, self._seen_along_rays, self._known_along_rays)
         ground = Ground(
             frame_id=self.camera.mount.frame_id,
             area_m2=sum(part.area_m2 for part in parts),
-            ahead=None if way is None else self.from_bumper(way, float(near[-1]), float(far[-1])),
-            scan=Scan(float(bearings[0]), step, self.config.max_range_m, ranges, near[:count], far[:count]),
+            ahead=self.way_ahead(edges),
+            scan=Scan(
+                self.camera.mount.yaw + first,
+                step,
+                self.config.max_range_m,
+                ranges,
+                near,
+                far,
+                ranges < np.nan_to_num(self._known_along_rays),
+            ),
             widths=[Width(x, *(free_across(edges, x) or (0.0, 0.0))) for x in self.config.widths_at_m],
         )
         return [replace(p, ground=those) for p, those in zip(polygons, placed, strict=True)], ground
@@ -98,25 +117,18 @@ class Metres:
         begins; NaN where no ground is seen."""
         return without_break(self._seen_along_rays, *free_along_rays(edges, *self._rays, self.camera.mount.yaw))
 
-    def way_ahead(self, edges: Edges) -> Array | None:
-        """Where free ground first ends across the vehicle's width, ``(2,)`` metres; None where not all of that is seen."""
+    def way_ahead(self, edges: Edges) -> Distance | None:
+        """From the bumper to where free ground first ends across the vehicle's width; None where not all of that is seen."""
         ends = without_break(self._seen_along_lanes, *free_along_lines(edges, *self._lanes))
-        if np.isnan(ends).any():
+        if np.isnan(ends).any() or np.ptp(self._seen_along_lanes) > UNEVEN_M:
             return None
         first, step, _ = self._lanes
-        nearest = int(np.argmin(ends))
-        return np.array([ends[nearest], first + step * nearest])
-
-    def from_bumper(self, point: Array, near: float, far: float) -> Distance:
-        """The distance to a point whose range lies between ``near`` and ``far``."""
-        scale = float(point[0]) / math.hypot(*point)
-        return Distance(*(max(0.0, x - self.config.bumper_m) for x in (float(point[0]), near * scale, far * scale)))
-
-    def interval(self, points: Array) -> tuple[Array, Array]:
-        """`range_intervals`; where the view ends, at the greatest range, nobody knows how far it goes on."""
-        near, far = range_intervals(self.camera, points, self._sigma).T
-        limit = np.hypot(*points.T) > self.config.max_range_m - 0.1
-        return near, np.where(limit, np.inf, far)
+        lane = int(np.argmin(ends))
+        x, y = float(ends[lane]), first + step * lane
+        interval = range_intervals(self.camera, [(x, y)], self._sigma) - math.hypot(x, y) + x
+        this = slice(lane, lane + 1)
+        near, far = bounds(interval, ends[this], self._seen_along_lanes[this], self._known_along_lanes[this])
+        return Distance(*(max(0.0, end - self.config.bumper_m) for end in (x, float(near[0]), float(far[0]))))
 
     def occupancy(self, polygons: list[Polygon], resolution_m: float) -> NDArray[np.int8]:
         """The ground as cells, as in nav_msgs/OccupancyGrid.
@@ -147,6 +159,21 @@ class Metres:
 def without_break(seen: Array, begins: Array, ends: Array) -> Array:
     """Where free ground ends that begins where the view does; where it does not begin there, it ends there."""
     return np.where(begins <= seen + GAP_M, ends, seen)
+
+
+def bounds(intervals: Array, ends: Array, seen: Array, known: Array) -> tuple[Array, Array]:
+    """Between which distances free ground truly ends, float64 ``(n,)`` each.
+
+    Where the interval reaches back to where the view begins, what stands there may stand before it, as near as can be; where
+    free ground reaches the view's end, nobody knows how far it goes on.
+
+    Args:
+        intervals: ``(n, 2)`` of the places where it ends to be seen.
+        ends: ``(n,)`` these places.
+        seen, known: ``(n,)``: where the view begins, and up to where it shows whether free ground ends.
+    """
+    near, far = intervals.T
+    return np.where(near <= seen, 0.0, near), np.where(ends >= np.nan_to_num(known), np.inf, far)
 
 
 def rings_of(shape: shapely.Polygon) -> list[Array]:
@@ -189,23 +216,26 @@ class Rulers:
             self._metres = Metres(camera, self.config)
             self._refiner = PitchRefiner(camera) if self.config.refine_pitch else None
         if self._refiner is not None:
-            self._follow(self._refiner, frame)
-            pitch = self._refiner.pitch
-            if abs(pitch - self._metres.camera.mount.pitch) > PITCH_STEP:
-                sigma = {**self.camera.mount.sigma, "pitch": self._refiner.sigma}
-                mount = replace(self.camera.mount, pitch=pitch, sigma=sigma)
-                self._metres = Metres(replace(self._metres.camera, mount=mount), self.config)
+            self._metres = self._follow(self._refiner, frame, self._metres)
         return self._metres
 
-    def _follow(self, refiner: PitchRefiner, frame: Frame) -> None:
-        """Let the refiner look at a frame in a thread of its own: it takes longer than a frame may."""
-        if self._looking is not None and not self._looking.done():
-            if self._live:
-                return
+    def _follow(self, refiner: PitchRefiner, frame: Frame, metres: Metres) -> Metres:
+        """With the pitch as the frames before show it. The refiner looks at this one in a thread of its own, since it takes
+        longer than a frame may; nothing else touches it meanwhile."""
+        if self._looking is not None:
+            if self._live and not self._looking.done():
+                return metres
             self._looking.result()
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "pitch")
         if frame.stretch != self._stretch:
             self._stretch = frame.stretch
             refiner.reset()
+        if abs(refiner.pitch - metres.camera.mount.pitch) > PITCH_STEP:
+            sigma = dict(self.camera.mount.sigma)
+            if math.isfinite(refiner.sigma):  # else nothing is known of it, as at the beginning
+                sigma["pitch"] = refiner.sigma
+            mount = replace(self.camera.mount, pitch=refiner.pitch, sigma=sigma)
+            metres = Metres(replace(metres.camera, mount=mount), self.config)
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "pitch")
         self._looking = self._thread.submit(refiner.add, frame.image, frame.stamp_ns)
+        return metres

@@ -68,8 +68,8 @@ def quantise_command(
             row.add(engine.segment([image]).values[0], reference.segment([image]).values[0], contract.planes)
     agreement = ", ".join(f"{plane} {iou:.4f}" for plane, iou in row.iou.items())
     print(
-        f"{out}: int8 from {len(images)} frames; on these very frames it overlaps with the float model by IoU {agreement}, "
-        f"and the scores move by {row.mean / 255:.5f} on average"
+        f"{out}: int8 from {len(measured.inputs)} frames; on these very frames it overlaps with the float model by IoU "
+        f"{agreement}, and the scores move by {row.mean / 255:.5f} on average"
     )
 
 

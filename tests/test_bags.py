@@ -439,7 +439,7 @@ def test_what_is_on_the_ground_is_in_the_bag_and_is_taken_back(tmp_path: Path) -
     sink.write_without_frame(silent)
     sink.close()
     topics = written(tmp_path / "out")
-    assert [len(m.ranges) for _, m in topics["/freespace/scan"]] == [3, 0]
+    assert [len(m.ranges) for _, m in topics["/freespace/scan"]] == [4, 0]
     assert [int((m.data == 0).sum()) for _, m in topics["/freespace/occupancy"]] == [4 * 2 * 16, 0]
     assert [m.polygon.id for _, m in topics["/freespace/polygons"]] == [0, -1]
     ((_, transform),) = topics["/tf_static"]

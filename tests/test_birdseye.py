@@ -164,7 +164,7 @@ def test_free_ground_is_filled_and_holes_are_not() -> None:
 def measured(ahead: Distance | None = None, **rays: float) -> Ground:
     """``rays``: the ranges at -0.1, 0 and 0.1 radians, by name."""
     ranges = np.array([rays.get(name, math.nan) for name in ("right", "middle", "left")])
-    return Ground("base_link", 1.0, ahead, Scan(-0.1, 0.1, 60.0, ranges, ranges, ranges), [])
+    return Ground("base_link", 1.0, ahead, Scan(-0.1, 0.1, 60.0, ranges, ranges, ranges, ranges < 59.9), [])
 
 
 def test_the_ends_of_the_scan_are_marked_where_they_are_known() -> None:

@@ -277,6 +277,23 @@ class TestGroundView:
         assert len(parts) == 2
         assert parts[0].area_m2 >= parts[1].area_m2
 
+    def test_rounding_neither_loses_ground_nor_invents_any(self) -> None:
+        # From 2 mm above the ground a millimetre's rounding makes edges cross: the outline falls into two parts and a line, and
+        # what is cut out comes to reach beyond it.
+        low = Camera(PINHOLE, Mount(height_m=0.002, pitch=0.5))
+        view = GroundView(low, 1.0)
+        whole = np.array([(-0.5, 100.0), (1279.5, 100.0), (1279.5, 700.0), (-0.5, 700.0)])
+        for seed in range(40):
+            rng = np.random.default_rng(seed)
+            cuts = [shapely.Point(p).buffer(60, quad_segs=6) for p in rng.uniform((0, 100), (1279, 700), (12, 2))]
+            free = shapely.difference(shapely.Polygon(whole), shapely.union_all(cuts))
+            parts = [part for parts in view.place(list(shapely.get_parts(free))) for part in parts]
+            exact = shapely.transform(shapely.intersection(free, view.region), lambda uv: ground_from_pixels(low, uv))
+            off = exact.length * 0.001
+            assert sum(part.area_m2 for part in parts) == pytest.approx(exact.area, abs=off)
+            found = shapely.union_all([part.shape for part in parts])
+            assert shapely.covers(exact.buffer(0.0015), found)
+
     def test_a_camera_that_looks_up_sees_no_ground(self) -> None:
         with pytest.raises(ValueError, match="no ground between 0 and 20 m"):
             GroundView(Camera(PINHOLE, Mount(1.5, pitch=-1.0)), 20.0)
@@ -319,6 +336,30 @@ class TestRangeIntervals:
         near, far = range_intervals(LEVEL, [[80, 0]], RangeSigma(pitch=0.02))[0]
         assert 20 < near < 80
         assert far == math.inf
+
+    def test_looking_back_over_base_link(self) -> None:
+        # The camera is 3 m ahead of the origin and looks back; a point 1 m before the origin comes nearer as it goes away.
+        camera = Camera(PINHOLE, Mount(1.5, pitch=0.5, x_m=3.0, yaw=math.pi))
+        angle = math.atan2(1.5, 2)
+        first, last = (1.5 / math.tan(angle + off) for off in (0.0195996, -0.0195996))
+        ((least, greatest), (through, end)) = range_intervals(camera, [[1, 0], [0.05, 0]], RangeSigma(pitch=0.01))
+        assert (least, greatest) == (pytest.approx(3 - last, abs=1e-4), pytest.approx(3 - first, abs=1e-4))
+        assert through == pytest.approx(0, abs=1e-9), "the origin itself lies within"
+        assert end > 0.05
+
+    def test_of_what_the_camera_does_not_see_nobody_knows(self) -> None:
+        sigma = RangeSigma(pixel_px=5, pitch=0.01)
+        camera = Camera(PINHOLE, Mount(1.5, x_m=1.0))
+        ((near, far), nothing) = range_intervals(camera, [[-4, 0], [np.nan, np.nan]], sigma)
+        assert (near, far) == (pytest.approx(0, abs=1.0), math.inf)
+        assert np.isnan(nothing).all()
+
+    @settings(max_examples=100, deadline=None)
+    @given(cameras, st.floats(-30, 30), st.floats(-30, 30))
+    def test_what_is_said_lies_within(self, camera: Camera, x: float, y: float) -> None:
+        ((near, far),) = range_intervals(camera, [[x, y]], RangeSigma(3.0, 0.01, 0.01, 0.02))
+        assert near <= math.hypot(x, y) + 1e-6
+        assert far >= math.hypot(x, y) - 1e-6
 
     def test_range_is_from_base_link(self) -> None:
         camera = Camera(PINHOLE, Mount(1.5, x_m=2.0))

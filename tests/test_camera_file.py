@@ -156,7 +156,7 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("changes", "said"),
         [
-            ({"image_width": None}, "image_width"),
+            ({"image_width": None}, "image_width: missing$"),
             ({"image_width": 0}, "image_width"),
             ({"image_height": "480"}, "image_height"),
             ({"image_height": 480.5}, "image_height"),
@@ -191,6 +191,7 @@ class TestMistakes:
             ({"mount__pitch": 2.0}, "mount: camera pitch"),
             ({"mount__pitch": float("inf")}, r"mount\.pitch"),
             ({"mount__sigma": {"pitch": -1.0}}, r"mount\.sigma\.pitch"),
+            ({"mount__sigma": {"pitsch": 0.1}}, r"mount\.sigma\.pitsch"),  # else the pitch would pass for exact
         ],
     )
     def test_key(self, tmp_path: Path, changes: dict[str, Any], said: str) -> None:

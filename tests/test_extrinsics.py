@@ -22,7 +22,7 @@ from calibration.extrinsics import POSE, find_corners, from_board, from_points, 
 from calibration.ground import ground_from_pixels, horizon, pixels_from_ground
 from calibration.motion import Pair, from_motion, travel
 from calibration.refinement import PitchRefiner
-from calibration.vanishing import Heading, angles_of, forwards, from_lines, line_heading, median_and_sigma
+from calibration.vanishing import Heading, angles_of, combine, forwards, from_lines, line_heading, median_and_sigma
 from perception.calibrate_ground import ground_command
 from perception.capture import Selection, open_source
 from perception.errors import BadInput
@@ -82,6 +82,15 @@ class TestPoints:
         np.testing.assert_allclose(pose_of(placed.mount), pose_of(MOUNT), atol=1e-6)
         assert placed.residual_px < 1e-6
         assert set(placed.mount.sigma) == set(POSE)
+
+    def test_too_few_points_to_tell_which_is_wrong_do_not_fit(self) -> None:
+        rng = np.random.default_rng(4)
+        uv = pixels_from_ground(Camera(PLAIN, MOUNT), FOUR) + rng.normal(0, 0.7, FOUR.shape)
+        assert from_points(PLAIN, uv, FOUR).remarks == []
+        written = FOUR.copy()
+        written[2, 0] += 1.0  # metres
+        (remark,) = from_points(PLAIN, uv, written).remarks
+        assert "times as far from where the mount puts them" in remark
 
     def test_the_pose_is_opencvs(self) -> None:
         # Noisy points, all as exact as each other: OpenCV's own iteration minimises the same sum.
@@ -280,6 +289,7 @@ class TestBoard:
 class TestDirections:
     """The direction of travel in the image, and the camera that sees it there."""
 
+    @settings(deadline=None)
     @given(st.floats(-0.6, 0.6), st.floats(-0.6, 0.6), st.floats(-0.4, 0.4))
     def test_they_are_those_of_the_mount(self, pitch: float, yaw: float, roll: float) -> None:
         seen = forwards(pitch, yaw, roll)
@@ -406,6 +416,21 @@ class TestMotion:
         after = Camera(PLAIN, replace(MOUNT, yaw=MOUNT.yaw + 0.02, x_m=MOUNT.x_m + 1)).project(points)
         seen = np.isfinite(before + after).all(axis=1)
         assert travel(PLAIN, Pair(before[seen], after[seen], 0.1), MOUNT) == "turning"
+
+    @pytest.mark.parametrize("yaw", [0.03, math.pi - 0.03, -math.pi + 0.03])
+    def test_a_camera_that_looks_back(self, yaw: float) -> None:
+        """Where a vehicle goes and where it comes from look the same; the mount says which of the two is seen."""
+        rng, mount = np.random.default_rng(5), Mount(1.4, pitch=0.1, roll=0.02, yaw=yaw, x_m=-1.0)
+        side = math.copysign(1, math.cos(yaw))
+        points = np.column_stack([side * rng.uniform(5, 60, 300), rng.uniform(-12, 12, 300), rng.choice([0, 0, 1, 3], 300)])
+        before = Camera(PLAIN, mount).project(points)
+        after = Camera(PLAIN, replace(mount, x_m=mount.x_m + 1)).project(points)
+        seen = np.isfinite(before + after).all(axis=1) & (np.abs(before - (640, 360)) < (640, 360)).all(axis=1)
+        known = replace(mount, pitch=0.0, yaw=0.0 if side > 0 else math.pi)
+        found = travel(PLAIN, Pair(before[seen], after[seen], 0.1), known)
+        assert isinstance(found, Heading)
+        placed = combine(PLAIN, [found] * 3, known)
+        assert (placed.mount.pitch, placed.mount.yaw) == pytest.approx((0.1, yaw), abs=1e-3)
 
     @pytest.mark.parametrize(("uri", "count"), [("straight", 14), ("drive", 26)])
     def test_a_rendered_drive(self, uri: str, count: int) -> None:

@@ -93,8 +93,8 @@ def grounded() -> Output:
     camera = Camera(Intrinsics(100.0, 100.0, width / 2, height / 2 - 10, width, height), Mount(1.5, pitch=0.2, frame_id="base"))
     metres = Metres(camera, GroundConfig(max_range_m=20.0))
     square = np.array([[6.0, -1.0], [10.0, -1.0], [10.0, 1.0], [6.0, 1.0]])
-    ranges = np.array([np.nan, 9.5, 20.0])
-    scan = Scan(-0.1, 0.1, 20.0, ranges, ranges, ranges)
+    ranges = np.array([np.nan, 9.5, 20.0, 7.0])  # 7 m ahead the picture ends
+    scan = Scan(-0.1, 0.1, 20.0, ranges, ranges, ranges, np.array([False, True, False, False]))
     polygons = [replace(bare.result.polygons[0], ground=[GroundPolygon(square, [], 8.0)]), bare.result.polygons[1]]
     result = replace(bare.result, polygons=polygons, ground=Ground("base", 8.0, None, scan, []))
     return replace(bare, result=result, metres=metres)
@@ -179,9 +179,10 @@ def test_a_scan_says_infinity_where_free_ground_goes_on_and_nan_where_none_is_se
     scan = make.scan(grounded())
     assert stamped(scan) == (STAMP_NS, "base")
     assert math.isnan(scan.ranges[0])
-    assert list(scan.ranges[1:]) == [9.5, math.inf]
+    assert list(scan.ranges[1:3]) == [9.5, math.inf]
+    assert math.isnan(scan.ranges[3]), "no obstacle, and not free as far as the range either"
     assert (scan.angle_min, scan.angle_increment, scan.range_max) == (-0.1, 0.1, 20.0)
-    assert scan.angle_max == pytest.approx(0.1)
+    assert scan.angle_max == pytest.approx(0.2)
 
 
 def test_the_cell_under_a_point_of_free_ground_is_free(make: Messages) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import shapely
+import shapely.affinity
 from conftest import Cli, Image, road_image, write_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +26,7 @@ from perception.boundary import Edges, free_across, free_along_lines, free_along
 from perception.config import GroundConfig
 from perception.errors import BadInput
 from perception.frame import Frame
-from perception.freespace import Freespace, Ground, Polygon
+from perception.freespace import Distance, Freespace, Ground, Polygon
 from perception.metres import FREE, OCCUPIED, UNKNOWN, Metres, Rulers
 
 PINHOLE = Intrinsics(1000, 1000, 639.5, 359.5, 1280, 720)
@@ -130,12 +133,74 @@ class TestScene:
         assert ground.widths[1].right_m == 0  # at 20 m it has just ended
         assert place([seen(LEVEL, [(7, -3), (9, -3), (9, 3), (7, 3)])]).widths[0].left_m == pytest.approx(3, abs=0.01)
 
+    def test_nobody_knows_how_near_something_stands_that_hides_where_the_view_begins(self) -> None:
+        for polygons in ([], [seen(LEVEL, [(10, -3), (20, -3), (20, 3), (10, 3)])]):
+            ground = place(polygons)
+            assert ground.ahead is not None
+            assert ground.ahead.near_m == 0
+            assert BEGIN_M < ground.ahead.far_m < 6
+            assert (ground.scan.near_m == 0).all()
+        ground = place([road(LEVEL)])
+        assert ground.ahead is not None
+        assert ground.ahead.near_m > 10
+        assert ground.scan.near_m[len(ground.scan.near_m) // 2] > 10
+
+    @pytest.mark.parametrize("yaw", [0.0, 0.6])
+    def test_nobody_knows_how_far_free_ground_goes_on_beside_the_picture(self, yaw: float) -> None:
+        # As the pitch is, the picture shows more of the ground nearby to either side than of that far away.
+        camera = Camera(PINHOLE, Mount(1.5, pitch=0.6, yaw=yaw))
+        whole = np.array([(-0.5, -0.5), (-0.5, 719.5), (1279.5, 719.5), (1279.5, -0.5)])
+        ground = place([Polygon("freespace", True, 0.9, 1.0, whole, [])], camera)
+        assert (ground.scan.ranges_m < 35).sum() > 10
+        assert np.isinf(ground.scan.far_m).all()
+        assert yaw or (ground.ahead is not None and ground.ahead.far_m == math.inf)
+        inner = np.array([(5.0, -0.5), (5.0, 719.5), (1274.0, 719.5), (1274.0, -0.5)])
+        ground = place([Polygon("freespace", True, 0.9, 1.0, inner, [])], camera)
+        assert np.isfinite(ground.scan.far_m[ground.scan.ranges_m < 30]).any(), "an end within the picture is one"
+
+    def test_a_view_around_the_vehicle(self) -> None:
+        """Straight down from a mast: ground on all sides, the ray behind the camera's yaw no other than the rest."""
+        camera = Camera(Intrinsics(300, 300, 639.5, 359.5, 1280, 720), Mount(4.0, pitch=math.pi / 2 - 1e-9))
+        box = [(-3.0, -1.0), (-3.0, 1.0), (-2.0, 1.0), (-2.0, -1.0)]
+        ground = place([seen(camera, [(-4.5, -8), (4.5, -8), (4.5, 8), (-4.5, 8)], box)], camera)
+        for angle in (-3.1, -math.pi / 2, 0.0, math.pi / 2, 3.1):
+            expected = 2 / abs(math.cos(angle)) if abs(angle) > 3 else 4.5 if angle == 0 else 8
+            assert range_at(ground, angle) == pytest.approx(expected, abs=0.02)
+
+    def test_a_camera_above_the_origin_with_nothing_free(self) -> None:
+        camera = Camera(PINHOLE, Mount(1.5, pitch=math.pi / 2 - 1e-9))
+        ground = place([], camera, SETTINGS.model_copy(update={"vehicle_width_m": 1.0}))
+        assert ground.ahead is not None
+        assert ground.ahead.m == ground.ahead.near_m == 0
+        assert np.nanmax(ground.scan.ranges_m) < 1
+
+    def test_a_view_between_two_rays_of_the_scan(self) -> None:
+        tele = Camera(Intrinsics(9000, 9000, 639.5, 359.5, 1280, 720), Mount(1.5, pitch=0.1, y_m=3.0))
+        config = SETTINGS.model_copy(update={"scan_step": 0.5})
+        assert len(place([], tele, config).scan.ranges_m) == 0
+
     def test_a_camera_that_looks_to_the_left(self) -> None:
         camera = Camera(PINHOLE, Mount(1.5, yaw=math.pi / 2))
         to_the_left = seen(camera, [(-3.0, 1.0), (3, 1), (3, 30), (-3, 30)])
         ground = place([to_the_left], camera)
         assert ground.ahead is None  # nobody looks there
         assert range_at(ground, round(math.pi / 2 / 0.0175) * 0.0175) == pytest.approx(30, abs=0.02)
+
+    def test_where_only_the_view_ends(self) -> None:
+        """A wide road, and a camera 3 m behind base_link's origin: rays to the sides leave the picture."""
+        camera = Camera(PINHOLE, Mount(1.5, x_m=-3.0))
+        scan = place([seen(camera, [(-2.0, -60), (30, -60), (30, 60), (-2, 60)])], camera).scan
+        middle = len(scan.ranges_m) // 2
+        assert scan.ends[middle]
+        assert np.isfinite(scan.far_m[middle])
+        side = scan.ranges_m < 15.0
+        assert side.any()
+        assert not scan.ends[side].any()
+        assert np.isinf(scan.far_m[side]).all()
+
+    def test_a_way_of_which_one_side_is_hidden_is_not_seen(self) -> None:
+        camera = Camera(PINHOLE, Mount(1.5, yaw=0.5))
+        assert place([seen(camera, [(2.0, 1.5), (40, -3), (40, 30), (2, 10)])], camera).ahead is None
 
     def test_a_rear_camera(self) -> None:
         camera = Camera(PINHOLE, Mount(1.5, yaw=math.pi, x_m=-1.0))
@@ -201,6 +266,16 @@ class TestBoundary:
         if found:
             middle = shapely.LineString([(x, found[0]), (x, found[1])])
             assert shapely.covers(shapely.buffer(region, 1e-6), middle)
+
+    @settings(max_examples=50, deadline=None)
+    @given(regions(), st.floats(-math.pi, math.pi))
+    def test_rays_all_around(self, region: shapely.Geometry, facing: float) -> None:
+        region = shapely.affinity.translate(region, -12)
+        begins, ends = free_along_rays(edges(region), -3.1, 0.0731, 85, facing)
+        for i, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+            angle = facing - 3.1 + 0.0731 * i
+            ray = shapely.LineString([(0, 0), (80 * math.cos(angle), 80 * math.sin(angle))])
+            self.check(ray, region, begin, end)
 
     def test_a_region_around_the_origin_begins_there(self) -> None:
         square = Edges([np.array([(5.0, -5), (5, 5), (-5, 5), (-5, -5)])])
@@ -274,6 +349,34 @@ class TestResult:
         with pytest.raises(ValueError, match="invalid"):
             Freespace(1, "a", "c", 2, "media", (8, 8), False, "stale", "m", "torch", 0, [], {}, ground=ground)
 
+    def test_what_nobody_knows_stays_unknown(self) -> None:
+        ground = self.result().ground
+        assert ground is not None
+        unseen = np.full_like(ground.scan.ranges_m, np.nan)
+        scan = replace(ground.scan, ranges_m=unseen, near_m=unseen, far_m=unseen)
+        ground = replace(ground, scan=scan, ahead=Distance(9.0, 8.0, math.inf))
+        again = Freespace.from_json(replace(self.result(), ground=ground).to_json()).ground
+        assert again is not None
+        assert again.ahead == ground.ahead
+        assert np.isnan([again.scan.ranges_m, again.scan.near_m, again.scan.far_m]).all()
+
+    @pytest.mark.parametrize(
+        ("part", "key", "value"),
+        [("ahead", "m", "far"), ("ahead", "near_m", [1]), ("widths", "left_m", "wide")],
+    )
+    def test_a_line_with_something_else_for_a_number_is_refused(self, part: str, key: str, value: object) -> None:
+        tree = json.loads(self.result().to_json())
+        holder = tree["ground"][part]
+        (holder[0] if isinstance(holder, list) else holder)[key] = value
+        with pytest.raises(ValueError, match=key):
+            Freespace.from_json(json.dumps(tree))
+
+    def test_a_corner_on_the_ground_without_a_number_is_refused(self) -> None:
+        tree = json.loads(self.result().to_json())
+        tree["polygons"][0]["ground"][0]["exterior"][0][0] = None
+        with pytest.raises(ValueError, match="corner"):
+            Freespace.from_json(json.dumps(tree))
+
     @pytest.mark.parametrize("key", ["scan", "frame_id", "widths", "area_m2", "ahead"])
     def test_a_line_without_one_of_its_keys_is_refused(self, key: str) -> None:
         tree = json.loads(self.result().to_json())
@@ -325,6 +428,18 @@ class Pitching:
         self.resets += 1
 
 
+class AtOnce:
+    """An executor in the caller's thread."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def submit(self, work: Callable[..., None], *arguments: object) -> Future[None]:
+        done: Future[None] = Future()
+        done.set_result(work(*arguments))
+        return done
+
+
 class TestRefinedPitch:
     """The pitch follows the refiner; how that finds it is another test's business."""
 
@@ -349,6 +464,30 @@ class TestRefinedPitch:
         assert after.view.seen.area != before.view.seen.area
         rulers._refiner.pitch = 0.0101  # type: ignore[union-attr]
         assert rulers.at(frame(1280, 720)) is after, "less than a fiftieth of a degree moves nothing"
+
+    def test_a_pitch_that_nobody_knows_is_as_sure_as_before(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(metres, "PitchRefiner", Pitching)
+        write_camera(tmp_path / "car.yaml", LEVEL.intrinsics, LEVEL.mount)
+        rulers = Rulers(SETTINGS.model_copy(update={"refine_pitch": True}), tmp_path / "car.yaml")
+        before = rulers.at(frame(1280, 720)).place([road(LEVEL)])[1]
+        rulers._refiner.pitch = 0.01  # type: ignore[union-attr]
+        rulers.at(frame(1280, 720))
+        rulers._refiner.pitch, rulers._refiner.sigma = 0.0, math.inf  # type: ignore[union-attr]  # it began anew
+        after = rulers.at(frame(1280, 720)).place([road(LEVEL)])[1]
+        assert after.ahead == before.ahead
+
+    def test_a_frame_of_a_recording_never_waits_for_itself(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What it says comes into force with the next one, however fast it is looked at."""
+        rulers = self.rulers(tmp_path, monkeypatch)
+
+        class Eager(Pitching):
+            def add(self, image: Image, stamp_ns: int) -> None:
+                self.pitch = stamp_ns / 1000
+
+        monkeypatch.setattr(metres, "PitchRefiner", Eager)
+        monkeypatch.setattr(metres, "ThreadPoolExecutor", AtOnce)
+        pitches = [rulers.at(replace(frame(1280, 720), stamp_ns=i)).camera.mount.pitch for i in (1, 2, 3)]
+        assert pitches == [0, 0.001, 0.002]
 
     def test_every_frame_of_a_recording_is_given(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         rulers = self.rulers(tmp_path, monkeypatch)

@@ -7,7 +7,7 @@ topic                         schema                    content
 ``/camera/calibration``       foxglove.CameraCalibration  of ``/camera/image``, so that panels can project onto it
 ``/freespace/ground``         foxglove.SceneUpdate      outlines, the vehicle, the end of the way ahead and its interval
 ``/freespace/scan``           foxglove.LaserScan        how far free ground reaches; as in REP 117 infinity where it does not
-                                                        end within the range, NaN where none is seen
+                                                        end within the range, NaN where the view ends before
 ``/freespace/occupancy``      foxglove.Grid             `Metres.occupancy`, twice a second at most; in colour, too
 ``/freespace/distances``      freespace/distances       numbers to be plotted; absent where they are not known
 ============================  ========================  =================================================================
@@ -26,7 +26,7 @@ import orjson
 from numpy.typing import NDArray
 
 from calibration.camera import Camera, DistortionModel
-from perception.birdseye import AHEAD_COLOUR, VEHICLE_COLOUR, ended, vehicle, way_ahead
+from perception.birdseye import AHEAD_COLOUR, VEHICLE_COLOUR, laser_ranges, vehicle, way_ahead
 from perception.freespace import Freespace, Ground, Ring
 from perception.metres import FREE, OCCUPIED, UNKNOWN, Metres
 from perception.painting import EGO_COLOUR, OTHER_COLOUR, Colour
@@ -129,7 +129,7 @@ def laser_scan(ground: Ground | None, frame_id: str, at: int) -> Any:
     if ground is None:
         return LaserScan(timestamp=stamp(at), frame_id=frame_id, pose=pose)
     scan = ground.scan
-    ranges = np.where(ended(scan) | np.isnan(scan.ranges_m), scan.ranges_m, np.inf)
+    ranges = laser_ranges(scan)
     return LaserScan(
         timestamp=stamp(at),
         frame_id=frame_id,
