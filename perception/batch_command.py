@@ -46,7 +46,14 @@ ERRORS_SHOWN = 100  # characters
 WIDTH_IN_FILE = 240  # of the table where there is no terminal
 THREADS = 2  # of a worker: as fast as two workers with one each or faster, with half of the memory (docs/batch.md)
 GPU_WORKERS = 2  # one decodes while the other one infers
-RECORDED_PARTS = ("start_s", "duration_s", "every", "topic", "hardware")  # what a batch takes of the settings of capturing
+RECORDED_PARTS = (
+    "frame_id",
+    "start_s",
+    "duration_s",
+    "every",
+    "topic",
+    "hardware",
+)  # what a batch takes of the settings of capturing
 
 
 @dataclass(frozen=True)

@@ -68,9 +68,10 @@ def options(
 @app.command()
 def run(
     source: Annotated[
-        Optional[str],
+        Optional[list[str]],
         typer.Argument(
             help="A video, an image, a folder, a ROS 2 bag, 0 or v4l2://, csi://, rtsp://, http(s)://, gstreamer://, synthetic://."
+            " Several are cameras that share the network, each NAME=SOURCE: outputs get its name."
         ),
     ] = None,
     out: Annotated[Optional[str], typer.Option(help="Overlay video to write (.mp4, H.264).")] = None,
@@ -124,13 +125,14 @@ def run(
     """Find the drivable area in every frame of SOURCE."""
     from functools import partial
 
-    from perception.config import load_config
+    from perception.config import Config, load_rig
+    from perception.rig import camera_configs, name_sources, split_name
 
-    load = partial(
-        load_config,
-        config,
-        {
-            "capture.source": source,
+    sources = source or []
+    overrides = {
+        key: value
+        for key, value in {
+            "capture.source": sources[0] if len(sources) == 1 else None,
             "output.video": out,
             "output.polygons": polygons,
             "output.masks": masks,
@@ -166,15 +168,28 @@ def run(
             "output.append": append,
             "output.rotate_mb": rotate_mb,
             "ground.calibration": calibration,
-        },
-    )
+        }.items()
+        if value is not None
+    }
+    load = partial(load_rig, config, overrides)
     settings = load()
-    if settings.capture.source is None:
-        raise BadInput("what is to be looked at? Give a SOURCE, or capture.source in the --config file")
-    from perception.session import Reload, run_session
+    if settings.cameras or len(sources) > 1 or any(name for name, _ in map(split_name, sources)):
+        from perception.cameras import run_cameras
 
-    with stop_on_signal() as stop, reload_on_signal(stop, config is not None) as asked:
-        interrupted = run_session(settings.capture.source, settings, stop, Reload(asked, load, settings))
+        named = name_sources(sources)
+
+        def load_all() -> dict[str, Config]:
+            return camera_configs(load(), named, overrides)
+
+        with stop_on_signal() as stop, reload_on_signal(stop, config is not None) as asked:
+            interrupted = run_cameras(camera_configs(settings, named, overrides), stop, asked, load_all)
+    elif settings.capture.source is None:
+        raise BadInput("what is to be looked at? Give a SOURCE, or capture.source in the --config file")
+    else:
+        from perception.session import Reload, run_session
+
+        with stop_on_signal() as stop, reload_on_signal(stop, config is not None) as asked:
+            interrupted = run_session(settings.capture.source, settings, stop, Reload(asked, load, settings))
     if interrupted:
         raise typer.Exit(INTERRUPTED)
 

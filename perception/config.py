@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -34,6 +34,7 @@ class CaptureConfig(Section):
 
     # As SOURCE on the command line; a password in it is not in the list of processes here.
     source: Annotated[str | None, Field(repr=False)] = None
+    frame_id: str = "camera"  # name of the camera's coordinate frame, where the source has none of its own
     topic: str | None = None  # of a ROS 2 bag: the one with the pictures, where there are several
     start_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 0.0
     duration_s: Annotated[float, Field(gt=0, le=LONGEST_S)] | None = None
@@ -168,6 +169,25 @@ class Config(Section):
     output: OutputConfig = OutputConfig()
 
 
+class CameraConfig(Section):
+    """What one of several cameras has of its own; in everything else it is as the others."""
+
+    capture: CaptureConfig = CaptureConfig()
+    polygons: PolygonConfig = PolygonConfig()
+    health: HealthConfig = HealthConfig()
+    stabilise: StabiliseConfig = StabiliseConfig()
+    ground: GroundConfig = GroundConfig()
+
+
+class RigConfig(Config):
+    """Settings of several cameras that share a process and its engine, by their names."""
+
+    cameras: dict[str, CameraConfig] = Field(default_factory=dict)
+
+
+C = TypeVar("C", bound=Config)
+
+
 def load_config(path: Path | None, overrides: dict[str, Any]) -> Config:
     """The defaults, then the YAML file, then ``overrides`` (``"engine.backend": "openvino"``; None means not given).
 
@@ -175,8 +195,18 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> Config:
         BadInput: the file is missing or no YAML, or a key is unknown or has a value of the wrong type or range; the
             message names the key by its path.
     """
+    return load_settings(Config, path, overrides)
+
+
+def load_rig(path: Path | None, overrides: dict[str, Any]) -> RigConfig:
+    """As `load_config`, with what each camera has of its own under ``cameras``."""
+    return load_settings(RigConfig, path, overrides)
+
+
+def load_settings(kind: type[C], path: Path | None, overrides: dict[str, Any]) -> C:
+    """As `load_config`, for settings of this ``kind``."""
     try:
-        return read_settings(Config, path, {key: value for key, value in overrides.items() if value is not None})
+        return read_settings(kind, path, {key: value for key, value in overrides.items() if value is not None})
     except ValueError as error:
         from perception.capture.uri import redacted  # its package reads settings itself
 

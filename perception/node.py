@@ -37,6 +37,7 @@ from perception.timing import Stages
 from perception.workers import CaptureThread, SinkThread, WatchdogThread, names_of
 
 DEFAULTS = Config()
+UNNAMED = DEFAULTS.capture.frame_id  # of a frame whose source knows no better
 OVER = Verdict("stale", False, (Cause(Code.ENDED, "The run is over."),))
 FRAMES_AHEAD = 3  # of a recording
 WAKE_S = 0.1  # how often a waiting loop looks whether it has been stopped
@@ -77,6 +78,33 @@ class Summary:
     def fps(self) -> float:
         """Frames per second of wall time, from the source to the outputs."""
         return self.frames / self.wall_s if self.wall_s > 0 else 0.0
+
+
+class OneThread:
+    """OpenCV with one thread while any loop is at work: in tasks of a millisecond more of them only fight with the network's.
+
+    That is of the whole process: of several loops the first one sets it, and the last one puts back what was there.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loops = self._before = 0
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._loops:
+                self._before = cv2.getNumThreads()
+                cv2.setNumThreads(1)
+            self._loops += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._loops -= 1
+            if not self._loops:
+                cv2.setNumThreads(self._before)
+
+
+ONE_THREAD = OneThread()
 
 
 class Interpreter:
@@ -186,6 +214,7 @@ def process(source: Source, engine: Engine, config: Config = DEFAULTS) -> Iterat
     lookout = Lookout(config.health, monitor.live, source.continuous)
     interpreter = Interpreter(config, engine, source.continuous, monitor)
     for frame in source.frames():
+        frame = named(frame, config)
         started = time.perf_counter_ns()
         engine.submit([frame.image])
         sight: Future[Sight] = Future()
@@ -205,6 +234,7 @@ def run(
     on_result: Callable[[Freespace], None] | None = None,
     monitor: Monitor | None = None,
     changed: Callable[[], Config | None] | None = None,
+    notify: Callable[[str], object] = service.notify,
 ) -> Summary:
     """Process ``source`` to its end, or until ``stop`` is set, and close every sink.
 
@@ -213,6 +243,7 @@ def run(
         monitor: told of everything; one of its own by default.
         changed: asked before each frame for settings to go on with: those of the polygons, the pictures' health and the
             stabiliser take effect.
+        notify: tells the service manager that we are ready, and stopping; where this loop is not all that runs, others do.
 
     Raises:
         FreespaceError: the source or a sink failed; what was written until then is kept, every sink is closed. While
@@ -247,7 +278,7 @@ def run(
         with publishing:
             monitor.lost(waiting.dropped)
             if verdict := monitor.silence():
-                publish(without_frame(verdict, monitor, source, engine))
+                publish(without_frame(verdict, monitor, source, engine, config))
             return verdict
 
     watchdog = WatchdogThread(monitor, report)
@@ -256,11 +287,10 @@ def run(
         thread.start()
     submitted: deque[tuple[Frame, Future[Sight], int, int]] = deque()
     failure: BaseException | None = None
-    cv2_threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # for tasks of less than a millisecond its threads only fight with the network's
+    ONE_THREAD.enter()
     try:
         interpreter = Interpreter(config, engine, source.continuous, monitor)
-        service.notify("READY=1")
+        notify("READY=1")
         while not stop.is_set() and not ended(writers, live) and not watchdog.error:
             monitor.turn()
             if changed and (settings := changed()):
@@ -274,6 +304,7 @@ def run(
                         waiting.drop()  # its result could not be valid
                         monitor.too_late(frame)
                         continue
+                    frame = named(frame, config)
                     if first_seq:
                         seq = frame.seq + first_seq
                         name = f"{seq:06d}" if frame.name == f"{frame.seq:06d}" else frame.name
@@ -312,8 +343,8 @@ def run(
     except BaseException as error:
         failure = error
     finally:
-        cv2.setNumThreads(cv2_threads)
-    service.notify("STOPPING=1")
+        ONE_THREAD.leave()
+    notify("STOPPING=1")
     monitor.lost(waiting.dropped)
     waiting.abort()
     watchdog.finish()
@@ -322,7 +353,7 @@ def run(
         monitor.failed(failure, failure is capture.error)
         report()
     elif live:  # who listens must not take the last result for one that still holds
-        publish(without_frame(OVER, monitor, source, engine))
+        publish(without_frame(OVER, monitor, source, engine, config))
     if live:
         source.close()
     for writer in writers:  # all at once: one that hangs must not cost the others their time
@@ -343,6 +374,12 @@ def run(
     return summary
 
 
+def named(frame: Frame, config: Config) -> Frame:
+    """``frame`` with the camera's name of the settings, where the source knows none."""
+    name = config.capture.frame_id
+    return replace(frame, frame_id=name) if frame.frame_id == UNNAMED != name else frame
+
+
 def is_live(source: Source, config: Config) -> bool:
     """Whether results grow old: where frames come when they come, and where the newest one counts."""
     return source.live or config.loop.policy == "latest"
@@ -359,13 +396,13 @@ def ended(writers: Sequence[SinkThread], live: bool) -> bool:
     return any(writer.stopped for writer in writers) or (bool(failed) and (all(failed) if live else any(failed)))
 
 
-def without_frame(verdict: Verdict, monitor: Monitor, source: Source, engine: Engine) -> Freespace:
+def without_frame(verdict: Verdict, monitor: Monitor, source: Source, engine: Engine, config: Config) -> Freespace:
     """What goes out in place of a result: number and stamp are those of the newest frame that had one."""
     newest = monitor.newest
     return Freespace(
         seq=newest.seq if newest else -1,
         source=source.uri,
-        frame_id=newest.frame_id if newest else "camera",
+        frame_id=newest.frame_id if newest else config.capture.frame_id,
         stamp_ns=newest.stamp_ns if newest else 0,
         clock=newest.clock if newest else source.clock,
         size=newest.size if newest else (0, 0),

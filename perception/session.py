@@ -47,16 +47,9 @@ def run_session(uri: str, config: Config, stop: threading.Event, reload: Reload 
     Raises:
         BadInput, ModelError, FreespaceError: with one sentence for the user.
     """
-    capture = config.capture
-    check_outputs(config.output, uri, config.loop.state)
-    if config.ground.calibration:
-        from perception.metres import Rulers
-
-        Rulers(config.ground, Path(config.ground.calibration))  # now, not after the network is opened
-    if config.output.append and capture.loop:
-        raise BadInput("--append and --loop exclude each other: a recording's frames are told apart by their numbers")
+    check_run(uri, config)
     with (
-        open_source(uri, capture) as source,
+        open_source(uri, config.capture) as source,
         open_configured(config.engine, throughput=not is_live(source, config)) as engine,
     ):
         engine.contract.plane_index(config.polygons.plane)
@@ -87,13 +80,24 @@ def run_session(uri: str, config: Config, stop: threading.Event, reload: Reload 
         return summary.interrupted
 
 
+def check_run(uri: str, config: Config) -> None:
+    """What can be checked before anything is opened. Raises BadInput."""
+    check_outputs(config.output, uri, config.loop.state)
+    if config.ground.calibration:
+        from perception.metres import Rulers
+
+        Rulers(config.ground, Path(config.ground.calibration))  # now, not after the network is opened
+    if config.output.append and config.capture.loop:
+        raise BadInput("--append and --loop exclude each other: a recording's frames are told apart by their numbers")
+
+
 class Request:
     """Made by a signal's handler. No `threading.Event`: its lock may be held by the very thread that the handler interrupts."""
 
-    made = False
+    made = 0  # times
 
     def make(self) -> None:
-        self.made = True
+        self.made += 1
 
 
 @dataclass
@@ -101,35 +105,40 @@ class Reload:
     """Settings that can be read again while a run goes on.
 
     Attributes:
-        asked: made from outside (SIGHUP); taken back when it is done.
+        asked: made from outside (SIGHUP).
         load: reads them; raises `BadInput`.
         config: those in force.
+        camera: whose they are, where there are several.
+        done: how many requests have been answered.
     """
 
     asked: Request
     load: Callable[[], Config]
     config: Config
+    camera: str = ""
+    done: int = 0
 
     def changed(self, contract: ModelContract) -> Config | None:
         """The new settings, once each time they were asked for and differ; where they do not fit the old ones stay."""
-        if not self.asked.made:
+        if self.asked.made == self.done:
             return None
-        self.asked.made = False
+        self.done = self.asked.made
+        camera = self.camera and f"{self.camera}: "
         service.notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
         try:
             config = self.load()
             contract.plane_index(config.polygons.plane)
         except (BadInput, ModelError) as error:
-            tell(f"the settings stay as they are: {error}")
+            tell(f"{camera}the settings stay as they are: {error}")
             return None
         finally:
             service.notify("READY=1")
         before, self.config = self.config, config
         changed = [name for name, section in config if section != getattr(before, name)]
         if fixed := [name for name in changed if name not in RELOADABLE]:
-            tell(f"changes of {', '.join(fixed)} take effect at the next start")
+            tell(f"{camera}changes of {', '.join(fixed)} take effect at the next start")
         taken = [name for name in changed if name in RELOADABLE]
-        tell(f"settings read again: {', '.join(taken) or 'nothing'} changed")
+        tell(f"{camera}settings read again: {', '.join(taken) or 'nothing'} changed")
         return config if taken else None
 
 
