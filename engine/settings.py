@@ -80,7 +80,7 @@ def read_yaml(kind: type[Section], path: Path) -> dict[str, Any]:
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{path}: cannot read the configuration: {error.strerror}") from error
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     except yaml.MarkedYAMLError as error:  # without the line itself: there may be a password in it
         where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error.problem).split())}{where}") from error

@@ -22,6 +22,7 @@ class Code(str, Enum):
     COVERED = "image_covered"
     OVEREXPOSED = "image_overexposed"
     DEFOCUSED = "image_defocused"
+    UNCALIBRATED = "image_uncalibrated"  # of another shape than the calibration is for
     SCENE_CUT = "scene_cut"
     # The loop
     SLOW = "inference_slow"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -24,6 +25,7 @@ from perception import service
 from perception.capture.base import Source
 from perception.causes import Cause, Code
 from perception.config import Config
+from perception.errors import BadInput
 from perception.frame import Frame
 from perception.freespace import Freespace, Polygon
 from perception.lookout import Lookout, Sight, Sighted
@@ -35,6 +37,9 @@ from perception.stabilise import Stabiliser
 from perception.stability import Stability, StabilityFigures
 from perception.timing import Stages
 from perception.workers import CaptureThread, SinkThread, WatchdogThread, names_of
+
+if TYPE_CHECKING:
+    from perception.metres import Metres, Rulers
 
 DEFAULTS = Config()
 UNNAMED = DEFAULTS.capture.frame_id  # of a frame whose source knows no better
@@ -113,9 +118,10 @@ class Interpreter:
     def __init__(self, config: Config, engine: Engine, continuous: bool, monitor: Monitor) -> None:
         self._engine, self._monitor, self._continuous = engine, monitor, continuous
         self._scene: int | None = None
+        self._calibrated = False  # whether a frame has come that the calibration is for
         self.blocked = 0  # results with no free ground where the view begins
         self._steadied: tuple[object, ...] = ()
-        self._rulers = None
+        self._rulers: Rulers | None = None
         if config.ground.calibration:
             from perception.metres import Rulers
 
@@ -150,7 +156,7 @@ class Interpreter:
         segmented = time.perf_counter_ns()
         looked, polygons, ground = sight.result(), list[Polygon](), None
         seen = list(looked.causes)
-        metres = self._rulers.at(frame) if self._rulers else None
+        metres = self.ruler(frame, seen)
         if blinds(seen) or looked.scene != self._scene:  # nobody knows what has changed meanwhile
             self._scene = looked.scene
             self.forget()
@@ -196,6 +202,24 @@ class Interpreter:
             ground=ground if verdict.valid else None,
         )
         return Output(frame, result, plane, scores.resamplings[0], self.config.polygons, metres)
+
+    def ruler(self, frame: Frame, seen: list[Cause]) -> Metres | None:
+        """What brings this frame's result to the ground; None without a calibration.
+
+        A camera that comes back with frames of another shape is blind until it has those of the calibration again, which is
+        added to ``seen``. Where it never had them the user must know: raises `BadInput`.
+        """
+        if self._rulers is None:
+            return None
+        try:
+            metres = self._rulers.at(frame)
+        except BadInput as error:
+            if not (self._monitor.live and self._calibrated):
+                raise
+            seen.append(Cause(Code.UNCALIBRATED, str(error)))
+            return None
+        self._calibrated = True
+        return metres
 
     def measure(self, output: Output) -> None:
         """Take a result into the figures of steadiness; once it is published, for that has time."""

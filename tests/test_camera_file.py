@@ -209,5 +209,5 @@ class TestMistakes:
             read_camera(tmp_path / "camera.yaml")
 
     def test_no_file(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"nowhere\.yaml: cannot read"):
+        with pytest.raises(ValueError, match=r"nowhere\.yaml: cannot be read"):
             read_camera(tmp_path / "nowhere.yaml")

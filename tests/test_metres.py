@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +21,17 @@ from hypothesis import strategies as st
 from calibration.camera import Camera, Intrinsics, Mount
 from calibration.camera_file import write_camera
 from calibration.ground import ground_from_pixels, pixels_from_ground
+from engine.base import Engine
 from perception import metres
 from perception.boundary import Edges, free_across, free_along_lines, free_along_rays
-from perception.config import GroundConfig
+from perception.capture import Source
+from perception.causes import Code
+from perception.config import Config, GroundConfig, HealthConfig
 from perception.errors import BadInput
 from perception.frame import Frame
 from perception.freespace import Distance, Freespace, Ground, Polygon
 from perception.metres import FREE, OCCUPIED, UNKNOWN, Metres, Rulers
+from perception.node import process
 
 PINHOLE = Intrinsics(1000, 1000, 639.5, 359.5, 1280, 720)
 LEVEL = Camera(PINHOLE, Mount(height_m=1.5))
@@ -543,7 +547,7 @@ class TestRun:
         [
             ("camera: 1\n", "image_width"),
             ("{", "not valid YAML"),
-            (None, "cannot read"),
+            (None, "cannot be read"),
         ],
     )
     def test_a_calibration_that_cannot_be_used(self, tmp_path: Path, cli: Cli, text: str | None, sentence: str) -> None:
@@ -563,3 +567,25 @@ class TestRun:
         done = cli("run", "road.png", "--model", tiny_model, "--calibration", "car.yaml", "--polygons", "o.jsonl")
         assert done.returncode == 2
         assert "made for frames of 1280x720, and these are 128x64" in done.stderr
+
+    def test_a_live_camera_that_comes_back_in_another_shape_is_blind_meanwhile(
+        self, tmp_path: Path, tiny_engine: Engine
+    ) -> None:
+        camera = Camera(Intrinsics(100, 100, 63.5, 31.5, 128, 64), Mount(1.5, pitch=0.1))
+        write_camera(tmp_path / "car.yaml", camera.intrinsics, camera.mount)
+        shapes = [(128, 64)] * 3 + [(128, 96)] * 3 + [(128, 64)] * 3
+
+        class Changing(Source):
+            def frames(self) -> Iterator[Frame]:
+                for seq, (width, height) in enumerate(shapes):
+                    yield Frame(road_image(width, height), seq, seq * 40_000_000, "system", "made")
+
+        config = Config(ground=GroundConfig(calibration=str(tmp_path / "car.yaml")), health=HealthConfig(enabled=False))
+        outputs = list(process(Changing("made", live=True), tiny_engine, config))
+        assert [o.result.state for o in outputs] == ["running"] * 3 + ["blind"] * 3 + ["running"] * 3
+        assert {c.code for o in outputs[3:6] for c in o.result.causes} == {Code.UNCALIBRATED}
+        assert [o.result.ground is None for o in outputs] == [False] * 3 + [True] * 3 + [False] * 3
+
+        shapes[:3] = [(128, 96)] * 3  # never those of the calibration: that is the user's mistake
+        with pytest.raises(BadInput, match="another shape"):
+            list(process(Changing("made", live=True), tiny_engine, config))
