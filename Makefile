@@ -18,7 +18,7 @@ check: $(VENV)/test
 	$(BIN)/mypy
 
 bench: $(VENV)/base
-	$(BIN)/python -m benchmarks.end_to_end
+	$(BIN)/python -m benchmarks.peers
 
 bench-check: $(VENV)/base
 	$(BIN)/python -m benchmarks.check_budgets $(if $(PEER),--peer $(PEER))

@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from benchmarks.peer import PeerLoop
+from benchmarks.peer_loops import Loop, OnnxRuntimeNetwork, twinlitenet
 from perception.bench.commands import clip
 from perception.bench.figures import interval, ratio_interval
 from perception.bench.measure import measure
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         budgets = read_budgets(options.budgets)
         source = clip(options.clip)
         config = Config.model_validate({"engine": {"model": options.model, "backend": options.backend}})
-        beside = {"peer": peer_rate(PeerLoop(options.peer), source)} if options.peer else {}
+        beside = {"peer": peer_rate(twinlitenet(OnnxRuntimeNetwork(options.peer)), source)} if options.peer else {}
         report, rates = measure(source, {"A": Variant("the defaults", config)}, budgets.settings, beside=beside)
     except BadInput as error:
         parser.error(str(error))
@@ -96,7 +96,7 @@ def read_budgets(path: Path) -> Budgets:
         raise BadInput(f"{path}: {error}") from error
 
 
-def peer_rate(peer: PeerLoop, source: str) -> Callable[[float], float]:
+def peer_rate(peer: Loop, source: str) -> Callable[[float], float]:
     """Frames per second of the peer's loop over ``source``, from its beginning and over and over."""
 
     def window(seconds: float) -> float:

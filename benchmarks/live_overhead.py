@@ -20,7 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from benchmarks.end_to_end import demo_clip, machine
+from benchmarks.common import demo_clip, machine
 from engine import open_engine
 from perception.capture import Selection, Source, open_source
 from perception.config import Config, HealthConfig, LoopConfig, StabiliseConfig

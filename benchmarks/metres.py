@@ -28,7 +28,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from benchmarks.end_to_end import machine
+from benchmarks.common import machine
 from calibration.camera import Camera
 from engine import open_engine
 from engine.base import Engine

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.end_to_end import machine
+from benchmarks.common import machine
 from engine import open_engine
 from perception.config import GroundConfig
 from training.datasets import IGNORE, find_samples, read_sample

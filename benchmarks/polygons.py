@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from benchmarks.end_to_end import demo_clip
+from benchmarks.common import demo_clip
 from engine import open_engine
 from perception.capture import Selection, open_source
 from perception.config import PolygonConfig

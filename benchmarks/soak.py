@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.end_to_end import demo_clip, machine
+from benchmarks.common import demo_clip, machine
 
 LOOK_S = 5.0
 PAGE = "127.0.0.1:8089"

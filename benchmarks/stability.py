@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.end_to_end import machine
+from benchmarks.common import machine
 from engine import open_engine
 from engine.base import Engine
 from perception.capture import Selection, open_source
