@@ -583,6 +583,20 @@ def test_metres_and_what_fails_while_it_is_active(peer: Peer, node: NodeProcess,
     diagnostics = peer.listen(DiagnosticArray, "/diagnostics")
     wrong = "another shape needs another calibration"
 
+    def blind() -> bool:
+        peer.publish(road_image(64, 64))
+        peer.spin(0.05)
+        return bool(peer.results()) and peer.results()[-1].state == "blind"
+
+    peer.wait(blind, "blind while the images have another shape")
+    assert wrong in peer.results()[-1].causes[0].text
+    _, said = node.send(signal.SIGTERM)
+    assert "metres are by the file; is it of this camera?" in said
+
+    # Images that never had the calibration's shape are a mistake.
+    diagnostics.clear()
+    node.start(ground__calibration=file)
+
     def failed() -> bool:
         peer.publish(road_image(64, 64))
         peer.spin(0.05)
@@ -594,7 +608,6 @@ def test_metres_and_what_fails_while_it_is_active(peer: Peer, node: NodeProcess,
     _, said = node.process.communicate(timeout=LONG_S)
     assert node.process.returncode == 2
     assert wrong in said
-    assert "metres are by the file; is it of this camera?" in said
     assert peer.results()[-1].state == "error"
     peer.node.destroy_publisher(infos)
 

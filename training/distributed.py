@@ -81,6 +81,7 @@ def join(device_name: str) -> Iterator[World]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     try:
         yield World(dist.get_rank(), size, device)
+        dist.barrier()  # one that ends while another is still at work can bring both down
     finally:
         dist.destroy_process_group()
 
