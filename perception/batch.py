@@ -482,7 +482,7 @@ def entry_of(news: News, tried: Attempts, settings: str) -> Entry:
         fps=round(end.frames / end.wall_s, 2) if end and end.wall_s else 0.0,
         dropped=end.dropped if end else 0,
         invalid=end.invalid if end else {},
-        wall_s=round(end.wall_s, 3) if end else 0.0,
+        wall_s=round(end.wall_s, 4) if end else 0.0,
         errors=[*tried.errors, *(end.problems if end else [])],
         outputs=end.outputs if end else [],
     )
