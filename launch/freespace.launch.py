@@ -58,7 +58,9 @@ def build(context):
 
 
 def freespace(given):
-    overrides = {"autostart": given["autostart"] == "true", "use_sim_time": given["source"] == "bag"}
+    overrides = {"autostart": given["autostart"] == "true"}
+    if given["source"] == "bag":  # else the parameter file says it: a simulation has a clock, too
+        overrides["use_sim_time"] = True
     if given["model"]:
         overrides["engine.model"] = given["model"]
     rectified = given["source"] == "camera" and given["rectify"] == "true"

@@ -7,6 +7,7 @@ whatever is killed, and when, no line is lost, and what has none is done again.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import time
@@ -20,10 +21,10 @@ from typing import Any, Literal, Protocol
 import orjson
 
 from perception.capture.uri import RECORDED
-from perception.errors import BadInput, FreespaceError
+from perception.errors import BadInput, FreespaceError, tell
 
 SCHEMA = "freespace-batch/1"
-SUFFIXES = RECORDED | {".ts", ".mts", ".m2ts", ".3gp", ".mcap"}
+SUFFIXES = RECORDED | {".ts", ".mts", ".m2ts", ".3gp", ".mcap", ".db3"}
 JOURNAL, LOCK, UNFINISHED = "batch.jsonl", ".batch.lock", ".part"
 HEAD_BYTES = 1 << 16
 WAKE_S = 0.2
@@ -114,7 +115,10 @@ def lines_of(given: Iterable[str]) -> Iterator[str]:
 
 
 def videos_below(folder: str, results: str) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
+    def left_out(error: OSError) -> None:
+        tell(f"{error.filename}: is left out, it cannot be read: {error.strerror}")
+
+    for parent, folders, names in os.walk(folder, onerror=left_out):
         folders[:] = sorted(f for f in folders if not f.startswith(".") and os.path.join(parent, f) != results)
         for name in sorted(names):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
@@ -232,7 +236,7 @@ class Journal:
 
     def _read(self, line: bytes, number: int) -> None:
         try:
-            values = orjson.loads(line)
+            values = json.loads(line)
             if values.get("schema") == SCHEMA:
                 self.settings[values["digest"]] = values["settings"]
             else:
@@ -256,7 +260,7 @@ class Journal:
 
     def _append(self, values: dict[str, Any]) -> None:
         with open(self.path, "ab") as file:
-            file.write(orjson.dumps(values) + b"\n")
+            file.write(json.dumps(values).encode() + b"\n")  # a file's name that is no text has an escape, too
             file.flush()
             os.fsync(file.fileno())
 

@@ -35,6 +35,7 @@ from perception.batch import (
     name_all,
 )
 from perception.batch_worker import OUTPUTS, LocalWorkers
+from perception.causes import encodable
 from perception.config import CaptureConfig, Config, OutputConfig
 from perception.errors import BadInput, FreespaceError
 from perception.metres import Rulers
@@ -248,7 +249,7 @@ def print_summary(noted: Sequence[Entry], done_before: int, left: int, journal: 
     rows = sorted(noted, key=lambda entry: (entry.state == "done", entry.name))
     for e in rows[:ROWS_SHOWN]:
         numbers = (str(e.frames), f"{e.fps:.1f}", str(sum(e.invalid.values())), str(e.dropped))
-        table.add_row(Text(e.name), e.state, *numbers, Text(brief(e)))
+        table.add_row(Text(encodable(e.name)), e.state, *numbers, Text(encodable(brief(e))))
     if noted:
         console.print(table)
     if len(rows) > ROWS_SHOWN:

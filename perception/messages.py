@@ -124,11 +124,10 @@ class Messages:
         more.
         """
         result = result_of(output)
+        frame_id = ground_frame(output) or result.frame_id
         if result.ground:
-            frame_id = result.ground.frame_id
             regions = [part.rings for polygon in result.polygons for part in polygon.ground or []]
         else:
-            frame_id = result.frame_id
             regions = [polygon.rings for polygon in result.polygons]
         rings = [(p * RINGS + r, ring) for p, region in enumerate(regions) for r, ring in enumerate(region)]
         return [

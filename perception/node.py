@@ -401,7 +401,8 @@ def run(
 def named(frame: Frame, config: Config) -> Frame:
     """``frame`` with the camera's name of the settings, where the source knows none."""
     name = config.capture.frame_id
-    return replace(frame, frame_id=name) if frame.frame_id == UNNAMED != name else frame
+    known = frame.clock == "ros"  # a header always says it, and drivers call it so, too
+    return frame if known or frame.frame_id != UNNAMED else replace(frame, frame_id=name)
 
 
 def is_live(source: Source, config: Config) -> bool:

@@ -35,7 +35,7 @@ from perception.capture.bag import BagSource, is_bag
 from perception.capture.base import Selection
 from perception.capture.pace import LoopedSource, PacedSource
 from perception.causes import Cause, Code
-from perception.config import SMALL_TOPICS, Config
+from perception.config import SMALL_TOPICS, CaptureConfig, Config
 from perception.errors import BadInput, FreespaceError
 from perception.freespace import Freespace
 from perception.messages import Messages
@@ -395,6 +395,16 @@ def written(bag: Path) -> dict[str, list[tuple[int, Any]]]:
 
 def stamp_of(message: Any) -> int:
     return int(message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec)
+
+
+def test_the_frame_of_a_header_is_kept_whatever_it_is_called(tmp_path: Path, tiny_engine: Engine) -> None:
+    message = picture(0, image=road_image())
+    message.header.frame_id = "camera"  # as many drivers call it, and we where nobody knows
+    bag = write_bag(tmp_path / "drive", [("/camera/image_raw", RAW, BEGIN_NS, message)])
+    results: list[Freespace] = []
+    with BagSource(str(bag), Selection()) as source:
+        run(source, tiny_engine, [], Config(capture=CaptureConfig(frame_id="front")), on_result=results.append)
+    assert [result.frame_id for result in results] == ["camera"]
 
 
 def test_a_bag_goes_in_and_a_bag_with_the_same_stamps_comes_out(tmp_path: Path, tiny_engine: Engine) -> None:

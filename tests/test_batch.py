@@ -113,6 +113,23 @@ def test_a_folder_gives_its_videos_by_their_place_in_it(tmp_path: Path) -> None:
     assert find_recordings([str(a)], out) == [(str(a / "x.mp4"), "x.mp4"), (str(a / "d/Y.MKV"), "d/Y.MKV")]
 
 
+def test_bags_are_found_and_a_folder_that_cannot_be_read_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    touch(tmp_path / "a/a_0.db3", tmp_path / "b/b_0.mcap", tmp_path / "locked/c.mp4")
+    scandir = os.scandir
+
+    def guarded(path: str) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    found = find_recordings([str(tmp_path)], tmp_path / "out")
+    assert [name for _, name in found] == ["a/a_0.db3", "b/b_0.mcap"]
+    assert f"{tmp_path / 'locked'}: is left out, it cannot be read: Permission denied" in capfd.readouterr().err
+
+
 def test_files_and_lists_give_names_below_the_folder_they_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     touch(tmp_path / "d/1/f.mp4", tmp_path / "d/2/f.mp4", tmp_path / "d/odd.raw")
@@ -598,6 +615,22 @@ def test_no_cluster_there(films: Path, tiny_model: Path, tmp_path: Path) -> None
         run([films], tmp_path / "out", settings(tiny_model), ray="127.0.0.1:1")
     with pytest.raises(BadInput, match="give HOST:PORT"):
         run([films], tmp_path / "out", settings(tiny_model), ray="somewhere")
+
+
+def test_a_name_that_is_no_text_is_one_like_any_other(
+    films: Path, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name, archive, out = os.fsdecode(b"caf\xe9.mp4"), tmp_path / "films", tmp_path / "out"
+    archive.mkdir()
+    try:
+        shutil.copy(films / "day2/front.mp4", archive / name)
+    except OSError:
+        pytest.skip("this file system has names in UTF-8 alone")
+    assert not run([archive], out, settings(tiny_model))
+    assert [(line["name"], line["state"], line["frames"]) for line in lines(out)] == [(name, "done", 5)]
+    assert "1 files done, 5 frames; 0 failed" in capfd.readouterr().out
+    assert not run([archive], out, settings(tiny_model))
+    assert "nothing is left to do, 1 done before" in capfd.readouterr().out
 
 
 def test_the_journal_is_plain_json(films: Path, tiny_model: Path, tmp_path: Path) -> None:

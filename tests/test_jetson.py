@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import stat
 import subprocess
@@ -327,7 +328,7 @@ def test_the_healthcheck_passes_and_fails(
     assert shown == ["/healthz Bearer secret-secret-secret"] * 2
 
 
-def test_the_image_has_all_that_the_package_is_made_of() -> None:
+def test_the_image_has_all_that_the_package_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
     text = (JETSON / "Containerfile").read_text()
     copied = {word for line in re.findall(r"^COPY (.*)", text, re.M) for word in line.split()[:-1]}
     ignored = (JETSON / "Containerfile.dockerignore").read_text().splitlines()
@@ -335,6 +336,10 @@ def test_the_image_has_all_that_the_package_is_made_of() -> None:
     assert {"setup.py", "perception", "engine", "calibration", "training", "launch"} <= copied
     for name in copied:
         assert (ROOT / name).exists(), name
+    wanted: dict[str, Any] = {}
+    monkeypatch.setattr("setuptools.setup", wanted.update)
+    runpy.run_path(str(ROOT / "setup.py"))
+    assert {Path(file).parts[0] for _, files in wanted["data_files"] for file in files} <= copied  # else pip refuses
 
 
 def test_the_settings_are_settings() -> None:

@@ -164,7 +164,8 @@ class Snapshot(Sink):
         """Write ``overlay.png``, ``mask.png`` (0 and 255), ``frame.png`` and ``result.json`` of the newest frame.
 
         Returns:
-            the folder they are in, ``folder``/STAMP in nanoseconds; there already where that frame was written before.
+            the folder they are in, ``folder``/STAMP in nanoseconds; there already where that result was written before.
+            Another result with that stamp goes to STAMP-PUBLISHED.
 
         Raises:
             FreespaceError: there is no result yet, or the files cannot be written.
@@ -172,7 +173,11 @@ class Snapshot(Sink):
         output = self._newest
         if output is None:
             raise FreespaceError("there is no result to write yet")
-        final = (folder / str(output.result.stamp_ns)).absolute()
+        result, said = output.result, output.result.to_json().encode()
+        final = (folder / str(result.stamp_ns)).absolute()
+        known = final / "result.json"
+        if known.is_file() and known.read_bytes() != said:  # stamps come again: a bag in a loop, a driver that sets none
+            final = final.with_name(f"{final.name}-{result.published_ns}")
         part = part_of(final)
         pictures = {
             "overlay.png": draw(output.frame.image, output.result, output.metres),
@@ -184,7 +189,7 @@ class Snapshot(Sink):
                 part.mkdir(parents=True, exist_ok=True)
                 for name, picture in pictures.items():
                     write_whole(part / name, cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
-                write_whole(part / "result.json", output.result.to_json().encode())
+                write_whole(part / "result.json", said)
                 part.rename(final)
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)
