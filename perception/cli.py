@@ -11,6 +11,7 @@ import typer
 from perception import __version__, calibrate_commands, training_commands
 from perception.bench import commands as bench_commands
 from perception.errors import BadInput, FreespaceError, tell
+from perception.leaving import Leaving
 from perception.options import Backend, InputSize, Model, Precision, parse_pair
 from perception.signals import INTERRUPTED, reload_on_signal, stop_on_signal
 
@@ -33,21 +34,31 @@ app.add_typer(bench_commands.app, name="bench")
 
 def main() -> None:
     """Entry point of the console script: a user's mistake ends in one sentence on stderr, not in a traceback."""
+    leaving = Leaving()
+    leaving.code = run_app()
+    sys.exit(leaving.code)
+
+
+def run_app() -> int:
+    """Returns the exit code."""
     from engine.contract import EngineError, ModelError
 
     try:
         app()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
     except (BadInput, ModelError) as error:
-        fail(error, 2)
+        return fail(error, 2)
     except (FreespaceError, EngineError) as error:
-        fail(error, 1)
+        return fail(error, 1)
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
+    return 0
 
 
-def fail(error: Exception, code: int) -> None:
+def fail(error: Exception, code: int) -> int:
     print(f"freespace: {error}", file=sys.stderr)
-    sys.exit(code)
+    return code
 
 
 def print_version(wanted: bool) -> None:

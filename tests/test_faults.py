@@ -55,6 +55,14 @@ health: {{frozen_s: {FROZEN_S}}}
 polygons: {{plane: PLANE}}
 """
 MJPEG, RTSP = "mjpeg", "rtsp"
+# Libraries may take their time when all else is over, the interpreter too; then a read that still hangs must not wake up.
+SLOW_END = """
+import ctypes
+libc = ctypes.CDLL(None)
+libc.__cxa_atexit(libc.usleep, ctypes.c_void_p(300_000), None)
+from perception.cli import main
+main()
+"""
 
 
 # -- A run, watched from outside -------------------------------------------------------------------------------------------
@@ -124,7 +132,7 @@ class Run:
         self._done = threading.Event()
         self.settings = folder / "settings.yaml"
         self.set(settings)
-        command = [sys.executable, "-m", "perception.cli", "run", uri, "--config", str(self.settings)]
+        command = [sys.executable, "-c", SLOW_END, "run", uri, "--config", str(self.settings)]
         command += ["--model", str(write_model(folder / "tiny.onnx")), "--backend", "onnxruntime", "--threads", "1"]
         command += ["--polygons", str(self.out), *options]
         self.process = subprocess.Popen(
@@ -359,8 +367,9 @@ def drive(kind: str, folder: Path) -> Run:
 def drives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """Both kinds at the same time."""
     kinds = [MJPEG] if rtsp_missing() else [MJPEG, RTSP]
+    folders = [tmp_path_factory.mktemp(kind) for kind in kinds]
     with ThreadPoolExecutor() as pool:
-        return dict(zip(kinds, pool.map(lambda kind: drive(kind, tmp_path_factory.mktemp(kind)), kinds), strict=True))
+        return dict(zip(kinds, pool.map(drive, kinds, folders), strict=True))
 
 
 @pytest.fixture(params=[MJPEG, RTSP])
@@ -623,10 +632,10 @@ def end_at(folder: Path, what: str) -> Run:
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    moments = {**MOMENTS, "given up": "give up"}
+    folders = [tmp_path_factory.mktemp("end") for _ in moments]  # here: pytest does not make them in several threads at once
     with ThreadPoolExecutor() as pool:
-        moments = {**MOMENTS, "given up": "give up"}
-        runs = pool.map(lambda what: end_at(tmp_path_factory.mktemp("end"), what), moments.values())
-        return dict(zip(moments, runs, strict=True))
+        return dict(zip(moments, pool.map(end_at, folders, moments.values()), strict=True))
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
