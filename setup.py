@@ -54,7 +54,7 @@ setup(
         "numpy>=1.26",
         "opencv-python>=4.10",
         "pyyaml>=6",
-        "av>=14",  # H.264 out, exact time stamps in
+        "av>=17",  # H.264 out, exact time stamps in
         "filelock>=3.12",  # processes that want the same compiled plan
         "onnx>=1.17",  # reads and checks model files
         "onnxruntime>=1.20",

@@ -116,7 +116,7 @@ def test_views_are_written_read_and_trained_on(teacher_file: Path, tmp_path: Pat
     found = find_views(views)
     assert [s.dataset for s in found] == ["bdd100k"] * 4 + ["footage"] * 3
     image, targets = read_targets(found[0])
-    assert (image.shape, targets.shape) == ((288, 512, 3), (2, 288, 512))
+    assert (image.shape, targets.shape) == ((360, 640, 3), (2, 360, 640))
     green = (image[..., 1] > 200) & (image[..., 2] < 60)
     assert np.median(targets[1][green & (targets[1] != IGNORE)]) == pytest.approx((0.6 * 0.9 + 0.4) * CERTAIN, abs=1)
 

@@ -26,7 +26,7 @@ U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 
 EGO = PLANES.index("ego")
-VIEW_SIZE = (512, 288)
+VIEW_SIZE = (640, 360)
 TEACHER_WEIGHT = 0.6  # of the teacher where a label says something as well; the label has the rest
 
 
@@ -57,7 +57,12 @@ class Teacher:
         self._request: Any = compiled.create_infer_request()
 
     def score(self, image: U8) -> F32:
-        """Probability of drivable, float ``(h, w)``, for a BGR image of the teacher's size."""
+        """Probability of drivable, float ``(h, w)``, for a BGR image of the teacher's size: the mean of what it says of the
+        image and of its mirror image, which is better than either. The hint is the image's."""
+        mirrored = self._ask(np.ascontiguousarray(image[:, ::-1]))[:, ::-1]
+        return (self._ask(image) + mirrored) / 2
+
+    def _ask(self, image: U8) -> F32:
         planes = np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1)[None], np.float32) / 255
         outputs = self._request.infer([planes])
         elsewhere, drivable = outputs[0][0]

@@ -17,7 +17,7 @@ from perception.capture.base import Selection
 from perception.capture.live import Connection, Ended, Grab, Lost, differences
 from perception.capture.pace import Pace
 from perception.capture.uri import Address
-from perception.capture.video import VideoSource, reason, upright
+from perception.capture.video import VideoSource, reason, reformatter, upright
 from perception.config import CaptureConfig
 from perception.errors import BadInput, FreespaceError
 
@@ -77,6 +77,7 @@ class StreamConnection(Connection):
         self._read_timeout_s = capture.read_timeout_s
         self._over = threading.Event()
         self._ready: deque[Grab] = deque()
+        self._reformatter = reformatter()
         self._key_awaited, self._begun, self._key_before = True, False, False
         self._packet_before: tuple[int, int] | None = None
         self._arrivals: dict[int | None, tuple[int, int]] = {}  # by time stamp: pictures may come out in another order
@@ -174,7 +175,7 @@ class StreamConnection(Connection):
         elif self._backlog is not None:
             late_ns = self._backlog.late_ns(grabbed_ns)
             stamp_ns, grabbed_ns = stamp_ns - late_ns, grabbed_ns - late_ns
-        return Grab(lambda: upright(picture), stamp_ns, grabbed_ns, decode_ms)
+        return Grab(lambda: upright(picture, self._reformatter), stamp_ns, grabbed_ns, decode_ms)
 
     def _lost(self, why: str) -> Lost:
         self._key_awaited = True
