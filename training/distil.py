@@ -60,7 +60,7 @@ class Teacher:
         """Probability of drivable, float ``(h, w)``, for a BGR image of the teacher's size: the mean of what it says of the
         image and of its mirror image, which is better than either. The hint is the image's."""
         mirrored = self._ask(np.ascontiguousarray(image[:, ::-1]))[:, ::-1]
-        return (self._ask(image) + mirrored) / 2
+        return np.asarray((self._ask(image) + mirrored) / 2, np.float32)
 
     def _ask(self, image: U8) -> F32:
         planes = np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1)[None], np.float32) / 255
