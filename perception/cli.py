@@ -135,7 +135,6 @@ def run(
     ] = None,
 ) -> None:
     """Find the drivable area in every frame of SOURCE."""
-    share_one_heap()
     from functools import partial
 
     from perception.config import Config, load_rig

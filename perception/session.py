@@ -19,11 +19,12 @@ from engine import open_engine
 from engine.base import Engine
 from engine.contract import ModelContract, ModelError
 from perception import service
-from perception.capture import open_source
+from perception.capture import comes_live, open_source
 from perception.capture.base import Source
 from perception.config import Config, EngineConfig
 from perception.errors import BadInput, FreespaceError, tell
 from perception.freespace import Freespace
+from perception.heap import share_one_heap
 from perception.monitor import Monitor
 from perception.node import Summary, is_live, run
 from perception.sinks import Sink, check_outputs, open_sinks
@@ -48,6 +49,8 @@ def run_session(uri: str, config: Config, stop: threading.Event, reload: Reload 
         BadInput, ModelError, FreespaceError: with one sentence for the user.
     """
     check_run(uri, config)
+    if comes_live(uri, config.capture):
+        share_one_heap()
     with (
         open_source(uri, config.capture) as source,
         open_configured(config.engine, throughput=not is_live(source, config)) as engine,

@@ -10,7 +10,7 @@ from perception.capture.uri import Address, parse
 from perception.config import CaptureConfig
 from perception.errors import BadInput
 
-__all__ = ["Selection", "Source", "open_source"]
+__all__ = ["Selection", "Source", "comes_live", "open_source"]
 
 
 def open_source(uri: str, selection: Selection | CaptureConfig | None = None, image_fps: float = 10.0) -> Source:
@@ -40,6 +40,11 @@ def open_source(uri: str, selection: Selection | CaptureConfig | None = None, im
         source = LoopedSource(source, again) if capture.loop else source
         source = PacedSource(source) if capture.realtime else source
     return source
+
+
+def comes_live(uri: str, capture: CaptureConfig) -> bool:
+    """Whether `open_source` makes a live source of ``uri``. Raises BadInput: no source has such an address."""
+    return capture.realtime or parse(uri).live
 
 
 def open_recording(address: Address, capture: CaptureConfig, selection: Selection) -> Source:
