@@ -313,6 +313,49 @@ def test_windows_in_turn_see_what_common_noise_hides() -> None:
     assert compare_reports(made_report(common), made_report([*slower[6:], *slower[:6]])).verdict == "undecided"
 
 
+def with_windows(report: Report, load: Any, changes: list[dict[str, Any]], **of_case: Any) -> Report:
+    """``report`` with a case end-to-end of that load, whose windows have ``changes``."""
+    case = made_case("end-to-end", load, [25.0] * len(changes))
+    windows = [window.model_copy(update=change) for window, change in zip(case.windows, changes, strict=True)]
+    side = report.sides[0]
+    cases = [*side.cases, case.model_copy(update={"windows": windows, **of_case})]
+    return report.model_copy(update={"sides": [side.model_copy(update={"cases": cases})]})
+
+
+@pytest.mark.parametrize(
+    ("change", "figure"),
+    [({"fps": 12.0}, "throughput"), ({"dropped": 1000}, "dropped"), ({"invalid": 50}, "invalid")],
+)
+def test_frames_that_are_lost_or_of_no_use_are_a_regression(change: dict[str, Any], figure: str) -> None:
+    base = made_report(noisy(100, 0.01))
+    good, bad = (with_windows(base, "source-rate", [c] * 12) for c in ({}, change))
+    found = compare_reports(good, bad)
+    assert [row.what for row in found.rows if row.verdict == "regression"] == [figure]
+    assert compare_reports(bad, good).verdict == "no regression"
+    assert compare_reports(good, good).verdict == "no regression"
+
+
+def test_a_slower_start_is_a_regression() -> None:
+    def starting(*total: float) -> Report:
+        report = made_report(noisy(100, 0.01))
+        cold = Cold(imports=list(total), open_engine=list(total), first_result=list(total), total=list(total))
+        return report.model_copy(update={"sides": [report.sides[0].model_copy(update={"cold": cold})]})
+
+    base = starting(1.0, 1.01, 0.99, 1.0, 1.02)
+    found = compare_reports(base, starting(1.5, 1.51, 1.49, 1.5, 1.52))
+    assert [row.mode for row in found.rows if row.verdict == "regression"] == ["cold start"]
+    assert compare_reports(base, starting(1.05, 1.06, 1.04, 1.05, 1.06)).verdict == "no regression"
+
+
+def test_a_comparison_says_what_the_reports_say_and_what_it_does_not_judge() -> None:
+    calm, shaky = made_report(noisy(100, 0.01)), made_report([100.0] * 11 + [50.0])
+    said = "\n".join(lines(compare_reports(calm, shaky.model_copy(update={"notes": ["it was hot"]}))))
+    assert "note: the first: a <note>" in said
+    assert "note: the second: it was hot" in said
+    assert "the second, pipeline, flat-out: is not steady: drift +0 %, 1 slow windows" in said
+    assert re.search(r"not judged: pipeline, flat-out: total p99 [\d.]+ and [\d.]+ ms, RSS 200 and 200 MB", said)
+
+
 def test_a_machine_in_another_state_allows_no_verdict() -> None:
     slow = made_report(noisy(80, 0.01), workload_ms=noisy(2.5, 0.005))
     found = compare_reports(made_report(noisy(100, 0.01), workload_ms=noisy(2.0, 0.005)), slow)

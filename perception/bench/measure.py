@@ -92,7 +92,7 @@ def measure(
     if settings.batch > 1 and settings.modes != ["engine"]:
         raise BadInput("--batch: the loop takes one frame at a time; measure batches with --mode engine")
     machine = describe_machine()
-    colds = {label: cold_starts(source, variant, settings, say) for label, variant in variants.items()}
+    colds = cold_starts(source, variants, settings, say)
     with ExitStack() as stack:
         workers = {label: open_workers(stack, source, v, settings, say) for label, v in variants.items()}
         facts = {label: next(iter(w.values())).facts for label, w in workers.items()}
@@ -194,15 +194,20 @@ def depth_of(workers: Mapping[bool, Worker]) -> int:
     return int(workers[True].facts["engine"]["depth"])
 
 
-def cold_starts(source: str, variant: Variant, settings: Settings, say: Callable[[str], None]) -> Cold | None:
-    if not settings.cold_starts:
-        return None
-    say(f"{settings.cold_starts} cold starts of {variant.what}")
-    starts = []
-    for _ in range(settings.cold_starts):
-        with Worker(variant, source, throughput=True) as worker:
-            starts.append(worker.facts["cold_s"])
-    return Cold(**{name: [start[name] for start in starts] for name in starts[0]})
+def cold_starts(
+    source: str, variants: Mapping[str, Variant], settings: Settings, say: Callable[[str], None]
+) -> dict[str, Cold | None]:
+    """Of each variant, by its label, in turn."""
+    starts: dict[str, list[dict[str, float]]] = {label: [] for label in variants}
+    for number in range(settings.cold_starts):
+        say(f"cold start {number + 1} of {settings.cold_starts}")
+        for label in rotated(list(variants), number):
+            with Worker(variants[label], source, throughput=True) as worker:
+                starts[label].append(worker.facts["cold_s"])
+    return {
+        label: Cold(**{name: [start[name] for start in own] for name in own[0]}) if own else None
+        for label, own in starts.items()
+    }
 
 
 def loop_of(worker: Worker, mode: Mode, load: Load) -> Loop:
