@@ -27,8 +27,8 @@ from perception.bench import charts, figures, loops, sensors, sweep, usage, vari
 from perception.bench.bound import bound_by
 from perception.bench.commands import app
 from perception.bench.compare import compare_reports, compare_sides, differences, lines, verdict_of
-from perception.bench.machine import config_sha256, describe_machine, parse_smi
-from perception.bench.measure import in_turn, warm_up
+from perception.bench.machine import code_sha256, config_sha256, describe_machine, parse_smi
+from perception.bench.measure import Labelled, in_turn, warm_up
 from perception.bench.page import report_page
 from perception.bench.schema import (
     MODES,
@@ -38,6 +38,7 @@ from perception.bench.schema import (
     Clip,
     Cold,
     EngineFacts,
+    Gpu,
     Histogram,
     Machine,
     Point,
@@ -883,6 +884,65 @@ def test_a_sweep_goes_on_where_it_was(tiny_model: Path, tmp_path: Path, labelled
     assert "Speed and accuracy" in page
     assert "<polyline" in page
     assert "//" not in page
+
+
+def test_what_can_be_mended_is_measured_again(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def outcome(error: Exception) -> str:
+        def fail(*_: Any, **__: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(sweep, "measure", fail)
+        return sweep.measure_cell("c", Config(), {}, Settings(), None, "n", "k", lambda line: None).state
+
+    assert outcome(BadInput("backend openvino needs openvino, which is not installed")) == "failed"
+    assert outcome(variants.NoSuchCombination("computes in fp32, not bf16")) == "impossible"
+    monkeypatch.undo()
+    unfit = Config.model_validate({"engine": {"model": str(tiny_model), "backend": "onnxruntime", "precision": "bf16"}})
+    with pytest.raises(variants.NoSuchCombination, match="not bf16"):
+        Worker(Variant("", unfit), str(tmp_path / "none.mp4"), True)
+    missing = Config.model_validate({"engine": {"model": str(tmp_path / "none.onnx"), "backend": "onnxruntime"}})
+    with pytest.raises(BadInput, match="no such model file") as caught:
+        Worker(Variant("", missing), str(tmp_path / "none.mp4"), True)
+    assert not isinstance(caught.value, variants.NoSuchCombination)
+
+
+def test_a_sweeps_cells_depend_on_all_around_them(tmp_path: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = describe_machine()
+    gpu = Gpu(name="A", driver="550.1", memory_mib=8000)
+
+    def key(**machine: Any) -> str:
+        monkeypatch.setattr(sweep, "describe_machine", lambda: plain.model_copy(update=machine))
+        return json.dumps(sweep.surroundings("clip.mp4", Labelled(labelled, "val", tmp_path / "splits.json")))
+
+    changes: list[dict[str, Any]] = [
+        {},
+        {"gpus": [gpu]},
+        {"gpus": [gpu.model_copy(update={"driver": "560.2"})]},
+        {"flags": ["avx2", "amx"]},
+        {"quota": 1.5},
+        {"packages": {"openvino": "2030.1"}},
+    ]
+    assert len({key(**change) for change in changes}) == len(changes)
+    assert key() == key(mhz=123.0)
+    before = key()
+    (labelled / "mine/labels/c.png").write_bytes(b"new")
+    assert key() != before
+    before = key()
+    (tmp_path / "splits.json").write_text("{}")
+    assert key() != before
+    before = key()
+    monkeypatch.setattr(sweep, "code_sha256", lambda root: "other code")
+    assert key() != before
+
+
+def test_the_hash_of_code_is_of_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine/a.py").write_text("1")
+    before = code_sha256(tmp_path)
+    (tmp_path / "engine/notes.md").write_text("1")
+    assert code_sha256(tmp_path) == before
+    (tmp_path / "engine/a.py").write_text("2")
+    assert code_sha256(tmp_path) != before
 
 
 def test_a_sweep_wants_a_recording(tmp_path: Path) -> None:

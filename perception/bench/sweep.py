@@ -15,12 +15,12 @@ from pydantic import ValidationError
 from engine import DEFAULT_MODEL, ModelError, choose_model, read_contract
 from engine.files import write_whole
 from perception.bench.charts import draw_pareto
-from perception.bench.machine import clip_sha256, describe_machine
+from perception.bench.machine import clip_sha256, code_sha256, describe_machine, folder_sha256
 from perception.bench.measure import Labelled, measure
 from perception.bench.page import listed, page, table
 from perception.bench.schema import MODES, Case, Record, Report, Settings
 from perception.bench.text import Rows, aligned, markdown_table
-from perception.bench.variants import Variant, changed
+from perception.bench.variants import ROOT, NoSuchCombination, Variant, changed
 from perception.capture.uri import parse
 from perception.config import Config
 from perception.errors import BadInput, FreespaceError, tell
@@ -51,7 +51,8 @@ class Cell(Record):
 
     Attributes:
         key: hash of all that the result depends on: a cell of another key is measured again.
-        state: ``done``; ``impossible``: there is no such combination; ``failed``: tried again the next time.
+        state: ``done``; ``impossible``: there is no such combination, whatever is installed; ``failed``: tried again the
+            next time.
     """
 
     name: str
@@ -80,7 +81,7 @@ def sweep(
     wanted = axes.cells()
     if max(axes.batches) > 1 and "engine" not in settings.modes:  # else there were nothing to set the batches beside
         settings = settings.model_copy(update={"modes": ["engine", *settings.modes]})
-    machine, clip = describe_machine(), clip_sha256(source, live=False)
+    fixed = surroundings(source, labelled)
     cells = []
     for number, values in enumerate(wanted, 1):
         name = name_of(values)
@@ -88,7 +89,7 @@ def sweep(
         own = settings.model_copy(update={"batch": values.get("batch", 1)})
         if own.batch > 1:
             own = own.model_copy(update={"modes": ["engine"]})
-        depends = [machine.cpu, machine.cores, clip, own.model_dump(), identity(values, config), str(labelled)]
+        depends = [fixed, own.model_dump(), identity(values, config)]
         key = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()
         cell = read_cell(place, key)
         if cell is None:
@@ -122,8 +123,18 @@ def name_of(values: dict[str, Any]) -> str:
     return "-".join(parts) or "default"
 
 
+def surroundings(source: str, labelled: Labelled | None) -> list[Any]:
+    """What every cell depends on: the machine with its drivers and packages, the code, the clip, the labelled images."""
+    machine = describe_machine().model_dump(exclude={"mhz", "memory_gib", "system"})
+    images = None
+    if labelled:
+        splits = labelled.splits.read_text() if labelled.splits and labelled.splits.is_file() else None
+        images = [str(labelled.data), folder_sha256(labelled.data), labelled.split, splits]
+    return [machine, code_sha256(ROOT), clip_sha256(source, live=False), images]
+
+
 def identity(values: dict[str, Any], config: Config) -> list[Any]:
-    """What a cell depends on beside the machine: its settings, and the model's bytes where they can be read now."""
+    """What a cell depends on beside `surroundings`: its settings, and the model's bytes where they can be read now."""
     model = values.get("model", config.engine.model)
     try:
         sha256 = read_contract(Path(model) if model else DEFAULT_MODEL).sha256
@@ -156,7 +167,7 @@ def measure_cell(
     try:
         own = changed(config, {f"engine.{k}": v for k, v in values.items() if k != "batch"})
         report, _ = measure(source, {"A": Variant(name, own)}, settings, labelled, say=say)
-    except BadInput as error:
+    except NoSuchCombination as error:
         say(f"{name}: {error}")
         return Cell(name=name, key=key, state="impossible", reason=str(error))
     except FreespaceError as error:

@@ -154,12 +154,12 @@ def code_facts() -> Values:
 
 
 def failure(error: Exception) -> Values:
-    """Whether it is the user's to mend, and what it says."""
-    from engine.contract import ModelError
+    """Whether it is the user's to mend, or there can be no such thing, and what it says."""
+    from engine.contract import Mismatch, ModelError
     from perception.errors import BadInput
 
     mine = isinstance(error, (BadInput, ModelError, ValueError, FileNotFoundError))
-    return {"error": str(error) or type(error).__name__, "mistake": mine}
+    return {"error": str(error) or type(error).__name__, "mistake": mine, "mismatch": isinstance(error, Mismatch)}
 
 
 def reply(out: TextIO, values: Values) -> None:
