@@ -992,9 +992,34 @@ def test_a_budget_is_broken_only_beyond_doubt() -> None:
     assert check_budgets.judge_one(budget(at_most=0.8), series).verdict == "broken"
     assert check_budgets.judge_one(budget(at_most=0.95), series).verdict == "holds"
     assert check_budgets.judge_one(budget(at_least=0.95), loud).verdict == "undecided"
-    missing = check_budgets.judge_one(budget(at_least=0.95), {})
-    assert missing.verdict == "not measured"
-    assert "not measured" in check_budgets.line(missing)
+    outcome = check_budgets.judge_one(budget(at_least=0.95), loud)
+    assert (check_budgets.exit_code([outcome], False), check_budgets.exit_code([outcome], True)) == (0, 1)
+
+
+def test_a_budget_that_cannot_be_measured_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "b.yaml"
+
+    def mistake(figure: str, over: str, *arguments: str) -> str:
+        one = {"name": "n", "figure": figure, "over": over, "at_least": 1}
+        file.write_text(json.dumps({"settings": {"cold_starts": 0}, "budgets": [one]}))
+        with pytest.raises(SystemExit) as ended:
+            check_budgets.main(["--budgets", str(file), "--clip", str(tmp_path / "none.mp4"), *arguments])
+        assert ended.value.code == 2
+        return capsys.readouterr().err
+
+    assert "pipeline/flat-out/fsp is not measured" in mistake("pipeline/flat-out/fsp", "workload/ms")
+    assert "cold/total_ms is not measured" in mistake("cold/total_ms", "workload/ms")
+    assert "give --peer" in mistake("pipeline/flat-out/fps", "peer/fps")
+    assert "none.mp4" in mistake("pipeline/flat-out/fps", "peer/fps", "--without-peer")
+
+
+def test_budgets_against_the_peer_are_left_out_only_when_asked() -> None:
+    budgets = check_budgets.read_budgets(check_budgets.BUDGETS)
+    whole, nothing = check_budgets.to_measure(budgets, Path("twin.onnx"), False)
+    assert (whole, nothing) == (budgets.budgets, [])
+    wanted, left_out = check_budgets.to_measure(budgets, None, True)
+    assert [b.over for b in left_out] == ["peer/fps"]
+    assert len(wanted) + 1 == len(whole)
 
 
 def test_the_budgets_name_what_is_measured(tmp_path: Path) -> None:
@@ -1003,6 +1028,7 @@ def test_the_budgets_name_what_is_measured(tmp_path: Path) -> None:
     cases = [made_case(mode, load, noisy(100, 0.01)) for mode in MODES for load in loads_of(mode)]
     full = report.model_copy(update={"sides": [report.sides[0].model_copy(update={"cases": cases})]})
     known = set(check_budgets.series_of(full, {"peer": [10.0]}))
+    assert known == {"peer/fps", "cold/total_ms", *check_budgets.known_figures(budgets.settings)}
     for one in budgets.budgets:
         assert {one.figure, one.over} <= known, one.name
     wrong = tmp_path / "b.yaml"
