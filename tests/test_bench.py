@@ -950,6 +950,16 @@ def test_a_sweep_wants_a_recording(tmp_path: Path) -> None:
         invoke("sweep", "rtsp://camera/stream", "--out", tmp_path / "out")
 
 
+def test_two_models_are_two_cells(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nano.onnx").write_bytes(tiny_model.read_bytes())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/nano.onnx").write_bytes(b"torn")
+    names = {sweep.name_of({"model": model}) for model in ("nano", "nano.onnx", "other/nano.onnx", "none/nano.onnx")}
+    assert len(names) == 4
+    assert all(re.fullmatch("nano-[0-9a-f]{6}", name) for name in names)
+
+
 def test_a_cell_of_other_settings_or_a_torn_one_is_measured_again(tmp_path: Path) -> None:
     place = tmp_path / "cell.json"
     assert sweep.read_cell(place, "k") is None

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from engine import DEFAULT_MODEL, ModelError, choose_model, read_contract
+from engine import BACKENDS, ModelError, choose_model
 from engine.files import write_whole
 from perception.bench.charts import draw_pareto
 from perception.bench.machine import clip_sha256, code_sha256, describe_machine, folder_sha256
@@ -78,7 +78,7 @@ def sweep(
     """
     if parse(source).live:
         raise BadInput("a sweep wants a recording: of a live source no two cells get the same frames")
-    wanted = axes.cells()
+    wanted = list({name_of(values): values for values in axes.cells()}.values())  # the same thing twice is one cell
     if max(axes.batches) > 1 and "engine" not in settings.modes:  # else there were nothing to set the batches beside
         settings = settings.model_copy(update={"modes": ["engine", *settings.modes]})
     fixed = surroundings(source, labelled)
@@ -107,13 +107,12 @@ def sweep(
 
 
 def name_of(values: dict[str, Any]) -> str:
-    """Of a cell and its file: what was chosen, in the order of the options; a model by its file's stem and place."""
+    """Of a cell and its file: what was chosen, in the order of the options; a model by its file's stem and bytes."""
     parts = []
     for key, value in values.items():
         if key == "model":
-            folder = str(Path(str(value)).parent)
-            mark = "" if folder == "." else "-" + hashlib.sha256(folder.encode()).hexdigest()[:6]
-            parts.append(Path(str(value)).stem + mark)
+            bytes_of = model_sha256(value) or hashlib.sha256(str(value).encode()).hexdigest()
+            parts.append(f"{Path(value).stem}-{bytes_of[:6]}")
         elif key == "batch":
             parts.append(f"batch{value}")
         elif key == "threads":
@@ -136,13 +135,18 @@ def surroundings(source: str, labelled: Labelled | None) -> list[Any]:
 def identity(values: dict[str, Any], config: Config) -> list[Any]:
     """What a cell depends on beside `surroundings`: its settings, and the model's bytes where they can be read now."""
     model = values.get("model", config.engine.model)
-    try:
-        sha256 = read_contract(Path(model) if model else DEFAULT_MODEL).sha256
-        if not model and values.get("precision") == "int8":
-            sha256 = choose_model(None, values.get("backend", "onnxruntime"), "int8").sha256
-    except (ModelError, KeyError):
-        sha256 = ""
+    precision = values.get("precision", config.engine.precision)
+    backend = values.get("backend", config.engine.backend)
+    sha256 = model_sha256(model, backend if backend in BACKENDS else "onnxruntime", precision)
     return [values, sha256, config.model_dump(mode="json")]
+
+
+def model_sha256(model: str | None, backend: str = "onnxruntime", precision: str = "auto") -> str:
+    """Empty where it cannot be read."""
+    try:
+        return choose_model(model, backend, precision).sha256
+    except ModelError:
+        return ""
 
 
 def read_cell(place: Path, key: str) -> Cell | None:
