@@ -972,8 +972,8 @@ def test_a_cell_of_other_settings_or_a_torn_one_is_measured_again(tmp_path: Path
 
 
 def test_a_broken_export_is_named() -> None:
-    def cell(name: str, fps: float, iou: float) -> sweep.Cell:
-        report = made_report(noisy(fps, 0.01))
+    def cell(name: str, fps: float, iou: float, **engine: Any) -> sweep.Cell:
+        report = with_engine(made_report(noisy(fps, 0.01)), **engine)
         row = AccuracyRow(dataset="d", plane="freespace", images=3, iou=iou, low=None, high=None)
         accuracy = Accuracy(split="val", data="x", iou=iou, rows=[row])
         side = report.sides[0].model_copy(update={"accuracy": accuracy})
@@ -982,6 +982,15 @@ def test_a_broken_export_is_named() -> None:
     rows = sweep.rows_of([cell("good", 50, 0.95), cell("fast", 100, 0.945), cell("broken", 200, 0.4)])
     assert [row[-2] for row in rows] == ["yes", "yes", "yes"]
     assert ["is the export whole?" in row[-1] for row in rows] == [False, False, True]
+    others = [
+        cell("small", 50, 0.95, network="small"),
+        cell("small int8", 60, 0.9, network="small", model="s.int8.onnx"),
+        cell("small, less to see", 80, 0.9, network="small", input_size=(320, 192)),
+        cell("nano", 100, 0.92, network="nano"),
+        cell("mine", 100, 0.91, model="mine.onnx"),
+        cell("mine int8", 100, 0.8, model="mine.int8.onnx"),
+    ]
+    assert ["export whole" in row[-1] for row in sweep.rows_of(others)] == [False, True, False, False, False, True]
     assert sweep.common_mode([made_report([1.0, 1.0])]) == "pipeline"
     page = sweep.sweep_page([cell("good", 50, 0.95), cell("fast", 100, 0.945)])
     assert page.count("<circle") == 2

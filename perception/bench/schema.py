@@ -230,6 +230,8 @@ class Accuracy(Record):
 
 
 class EngineFacts(Record):
+    """Attributes: network: the architecture, as the model file names it; empty where it does not."""
+
     backend: str
     precision: str
     device: str
@@ -239,6 +241,7 @@ class EngineFacts(Record):
     input_size: tuple[int, int]
     model: str
     model_sha256: str
+    network: str = ""
     planes: list[str]
 
 

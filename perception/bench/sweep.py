@@ -18,14 +18,14 @@ from perception.bench.charts import draw_pareto
 from perception.bench.machine import clip_sha256, code_sha256, describe_machine, folder_sha256
 from perception.bench.measure import Labelled, measure
 from perception.bench.page import listed, page, table
-from perception.bench.schema import MODES, Case, Record, Report, Settings
+from perception.bench.schema import MODES, Case, Record, Report, Settings, Side
 from perception.bench.text import Rows, aligned, markdown_table
 from perception.bench.variants import ROOT, NoSuchCombination, Variant, changed
 from perception.capture.uri import parse
 from perception.config import Config
 from perception.errors import BadInput, FreespaceError, tell
 
-BROKEN = 0.02  # of IoU below the best of the same model's: an export that lost something
+BROKEN = 0.02  # of IoU below the best of the same network's (`family`): an export that lost something
 HEAD = ["cell", "FPS", "95 %", "p50 ms", "p99 ms", "CPU ms", "RSS MB", "J/frame", "IoU", "front", "remark"]
 
 
@@ -208,12 +208,26 @@ def merit(report: Report, mode: str) -> tuple[float, float]:
     return throughput_case(report, mode).fps.value, accuracy.iou if accuracy else -latency.stages[latency.headline].p50
 
 
+def family(side: Side) -> tuple[str, tuple[int, int]]:
+    """What other cells' accuracy is set beside: the network that the model file names, at the same input size."""
+    engine = side.engine
+    return engine.network or engine.model.partition(".")[0], engine.input_size
+
+
+def best_of_families(reports: Sequence[Report]) -> dict[tuple[str, tuple[int, int]], float]:
+    best: dict[tuple[str, tuple[int, int]], float] = {}
+    for side in (report.sides[0] for report in reports):
+        if side.accuracy:
+            best[family(side)] = max(side.accuracy.iou, best.get(family(side), 0.0))
+    return best
+
+
 def rows_of(cells: Iterable[Cell]) -> Rows:
     cells = list(cells)
     done = [cell.report for cell in cells if cell.report]
     mode = common_mode(done)
     fronts = iter(pareto([merit(report, mode) for report in done]))
-    best = max((r.sides[0].accuracy.iou for r in done if r.sides[0].accuracy), default=None)
+    best = best_of_families(done)
     rows = []
     for cell in cells:
         if not cell.report:
@@ -221,9 +235,8 @@ def rows_of(cells: Iterable[Cell]) -> Rows:
             continue
         side, fast, soon = cell.report.sides[0], throughput_case(cell.report, mode), latency_case(cell.report, mode)
         latency, iou = soon.stages[soon.headline], side.accuracy.iou if side.accuracy else None
-        lost = (
-            f"loses {best - iou:.3f} of IoU: is the export whole?" if best and iou is not None and best - iou > BROKEN else ""
-        )
+        missing = best[family(side)] - iou if iou is not None else 0.0
+        lost = f"loses {missing:.3f} of IoU: is the export whole?" if missing > BROKEN else ""
         rows.append(
             [
                 *(cell.name, f"{fast.fps.value:.1f}", f"{fast.fps.low:.1f} to {fast.fps.high:.1f}"),

@@ -140,6 +140,7 @@ def engine_facts(engine: Engine, config: Config) -> Values:
         "input_size": list(engine.input_size),
         "model": contract.path.name,
         "model_sha256": contract.sha256,
+        "network": contract.metadata.get("freespace.network", ""),
         "planes": list(contract.planes),
     }
 
