@@ -357,6 +357,16 @@ def test_a_comparison_says_what_the_reports_say_and_what_it_does_not_judge() -> 
     assert re.search(r"not judged: pipeline, flat-out: total p99 [\d.]+ and [\d.]+ ms, RSS 200 and 200 MB", said)
 
 
+def test_settings_that_differ_are_named() -> None:
+    report = made_report(noisy(100, 0.01), noisy(100, 0.01, seed=1))
+    configs = ({"capture": {"every": 5}, "polygons": {"plane": "ego"}}, {"polygons": {"plane": "ego", "tolerance_px": 2.0}})
+    sides = [side.model_copy(update={"config": config}) for side, config in zip(report.sides, configs, strict=True)]
+    notes = compare_sides(report.model_copy(update={"sides": sides})).notes
+    assert {"capture.every 5 and the default", "polygons.tolerance_px the default and 2.0"} <= set(notes)
+    assert not any("plane" in note for note in notes)
+    assert "A (the <defaults>): m.onnx" in terminal(report)
+
+
 def test_a_machine_in_another_state_allows_no_verdict() -> None:
     slow = made_report(noisy(80, 0.01), workload_ms=noisy(2.5, 0.005))
     found = compare_reports(made_report(noisy(100, 0.01), workload_ms=noisy(2.0, 0.005)), slow)

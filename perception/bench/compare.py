@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -167,9 +167,20 @@ def note_changes(a: Side, b: Side) -> list[str]:
         notes.append(f"models {a.engine.model} {a.engine.model_sha256[:12]} and {b.engine.model} {b.engine.model_sha256[:12]}")
     if (a.version, a.revision) != (b.version, b.revision):
         notes.append(f"code {a.version} {a.revision or ''} and {b.version} {b.revision or ''}")
+    notes += [f"{key} {one} and {two}" for key, one, two in changed_settings(a.config, b.config)]
     if a.accuracy and b.accuracy and a.accuracy.data == b.accuracy.data:
         notes.append(f"IoU {a.accuracy.iou:.4f} and {b.accuracy.iou:.4f}, split {a.accuracy.split}")
     return notes
+
+
+def changed_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(SECTION.KEY, value, value) of what was set otherwise; both hold what differs from the defaults."""
+    for section in sorted({*a, *b}):
+        ours, theirs = a.get(section, {}), b.get(section, {})
+        for key in sorted({*ours, *theirs}):
+            one, two = (shown(own.get(key, "the default")) for own in (ours, theirs))
+            if one != two:
+                yield f"{section}.{key}", one, two
 
 
 # -- How much -----------------------------------------------------------------------------------------------------------
