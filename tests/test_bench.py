@@ -394,8 +394,17 @@ def test_verdicts(ratio: float, low: float, high: float, verdict: str) -> None:
 
 def test_unlike_things_are_refused() -> None:
     base = made_report(noisy(100, 0.01))
+    gpu = Gpu(name="A", driver="550.1", memory_mib=8000)
+    base = base.model_copy(update={"machine": base.machine.model_copy(update={"gpus": [gpu]})})
+
+    def on(**machine: Any) -> Report:
+        return base.model_copy(update={"machine": base.machine.model_copy(update=machine)})
+
     others = {
-        "machine": base.model_copy(update={"machine": base.machine.model_copy(update={"cores": 8})}),
+        "machine": on(cores=8),
+        "flags": on(flags=["avx2", "avx512f"]),
+        "gpu": on(gpus=[gpu.model_copy(update={"name": "B"})]),
+        "driver": on(gpus=[gpu.model_copy(update={"driver": "560.2"})]),
         "clip": base.model_copy(update={"clip": base.clip.model_copy(update={"sha256": "d" * 64})}),
         "frame": base.model_copy(update={"clip": base.clip.model_copy(update={"size": (640, 360)})}),
         "backend": with_engine(base, backend="onnxruntime"),
@@ -655,9 +664,15 @@ def test_sampler_adds_power_and_picks_a_time_span() -> None:
     assert sampler.power_source == "a + b"
 
 
-def test_the_machines_processor_time(tmp_path: Path) -> None:
-    (tmp_path / "stat").write_text("cpu  100 10 50 9999 77 3 2 5 4 1\ncpu0 1 2 3\n")
-    assert usage.machine_seconds(tmp_path) == pytest.approx((100 + 10 + 50 + 3 + 2 + 5) / 100)
+def test_the_machines_processor_time_is_of_the_cores_we_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zero, one = "cpu0 100 10 50 9999 77 3 2 5 4 1", "cpu1 700 0 0 0 0 0 0 0 0 0"
+    (tmp_path / "stat").write_text(f"cpu  800 10 50 9999 77 3 2 5 4 1\n{zero}\n{one}\nintr 1 2 3\n")
+    busy = 100 + 10 + 50 + 3 + 2 + 5
+    for cores, ticks in (({0}, busy), ({1}, 700), ({0, 1}, busy + 700)):
+        monkeypatch.setattr(usage.os, "sched_getaffinity", lambda pid, cores=cores: cores)
+        assert usage.machine_seconds(tmp_path) == pytest.approx(ticks / usage.os.sysconf("SC_CLK_TCK"))
+    monkeypatch.setattr(usage.os, "sched_getaffinity", lambda pid: {7})
+    assert usage.machine_seconds(tmp_path) is None
     assert usage.machine_seconds(tmp_path / "none") is None
 
 

@@ -110,7 +110,9 @@ def compare_reports(first: Report, second: Report, allowed: float = ALLOWED, des
 
 KEYS: dict[str, Callable[[Report, Side], object]] = {
     "machine": lambda r, s: (r.machine.cpu, r.machine.cores, r.machine.quota, r.machine.board),
+    "flags": lambda r, s: tuple(r.machine.flags),
     "gpu": lambda r, s: [(gpu.name, gpu.power_limit_w) for gpu in r.machine.gpus],
+    "driver": lambda r, s: [gpu.driver for gpu in r.machine.gpus],
     "governor": lambda r, s: r.machine.governor,
     "clip": lambda r, s: r.clip.sha256,
     "frame": lambda r, s: (r.clip.size, r.clip.fps),
