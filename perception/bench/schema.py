@@ -108,7 +108,7 @@ class Window(Record):
         p50_ms, p95_ms: of the case's headline stage.
         cpu_ms: processor time of the process per frame, all threads.
         cores_used: of the process, on average.
-        others_cores: what the rest of the machine used meanwhile; None where it cannot be told.
+        others_cores: of those the process may use, what other programs used meanwhile; None where it cannot be told.
         rss_mb: resident memory at the end, without the frames that the benchmark itself keeps.
         threads: of the process.
         dropped: frames lost, in the source and for want of time.
