@@ -7,6 +7,7 @@ import math
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -45,6 +46,7 @@ from engine.preprocess import fit
 from perception.config import PolygonConfig
 from perception.errors import BadInput
 from perception.polygons import extract
+from perception.timing import Stages
 
 WIDTH, HEIGHT = 64, 32
 DRIVABLE = [[0.0, 0.0, 0.0], [-1.0, 1.0, 0.0]]  # rows: the rest, the class; columns: R, G, B
@@ -389,6 +391,26 @@ def test_rounds_rotate_and_the_first_one_warms_up(capsys: pytest.CaptureFixture[
     assert [round(r.fps) for r in rounds["a"]] == [6, 8, 10]
     with pytest.raises(BadInput, match="b read 8 frames where a read 10"):
         peers.in_turn({"a": lambda: made_up(1.0), "b": lambda: made_up(1.0, frames=8)}, 2)
+
+
+def test_decoding_that_comes_in_bursts_is_a_mean(
+    twin_network: Network, tiny_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bursts = [0.0, 0.0, 0.0, 40.0, 0.0, 0.0, 0.0, 40.0]
+    stages = Stages()
+    for milliseconds in bursts:
+        stages.add("decode", milliseconds)
+    assert stages.means() == {"decode": 10.0}
+    summary = SimpleNamespace(frames=len(bursts), stages=stages)
+    clip = road_video(tmp_path / "road.mp4", 3)
+    for module in (peers, scaling):
+        monkeypatch.setattr(module, "run", lambda *_: summary)
+    played = peers.play_freespace(tiny_engine, str(clip), 1.0, False, False)
+    assert played.stages["decode"] == [10.0]
+    assert scaling.stages_over(tiny_engine, clip, tmp_path / "p.jsonl")["decode"] == 10.0
+    peer = peers.Round(len(bursts), 1.0, 1.0, {"decode": bursts})
+    rows = peers.summarise({"p": [peer, peer]}, {"p": {}}, "p", None, {})
+    assert rows["p"]["stages_ms"]["decode"] == 10.0
 
 
 def test_all_see_the_same_frames(twin_network: Network, tiny_engine: Engine, tmp_path: Path) -> None:
