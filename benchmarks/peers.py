@@ -9,8 +9,9 @@ beginning. Compared are frames per second of wall time over the same frames as r
 machine does hits all; intervals are bootstrapped over rounds. The first round only warms up.
 
 Peers paint their frames in memory. Freespace writes its polygons to a file, as ``freespace run CLIP --polygons`` does; in the
-row "drawn" it paints every frame, too. Times by stage are means: decoding is waiting for FFmpeg's threads, which give
-several frames at once, so most frames cost nothing and a median says nothing. With ``--video`` all of them also write a video (H.264 here, mp4v there).
+row "drawn" it paints every frame, too. Times by stage are means: decoding is waiting for FFmpeg's threads, which give several
+frames at once, so most frames cost nothing and a median says nothing. With ``--video`` all of them also write a video (H.264
+here, mp4v there).
 Networks are not part of this project: a loop whose network is not given is named with the reason why it did not run.
 """
 

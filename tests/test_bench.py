@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from benchmarks import check_budgets, trend
 from engine.base import Engine
-from perception.bench import charts, figures, loops, sensors, sweep, usage, variants, workload
+from perception.bench import charts, figures, loops, measure, sensors, sweep, usage, variants, workload
 from perception.bench.bound import bound_by
 from perception.bench.commands import app
 from perception.bench.compare import compare_reports, compare_sides, differences, lines, verdict_of
@@ -879,6 +879,30 @@ def test_two_sides_are_measured_in_turn(tiny_model: Path, tmp_path: Path) -> Non
     assert a.config_sha256 != b.config_sha256
     assert b.config["polygons"] == {"tolerance_px": 1}
     assert invoke("compare", out / "bench.json", "--allow", 1e6).exit_code == 0
+
+
+def test_accuracy_loses_no_measurement(
+    tiny_model: Path, tmp_path: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip, out = road_video(tmp_path / "road.mp4", 8), tmp_path / "out"
+
+    def bench(split: str) -> Any:
+        return invoke(
+            *(clip, "--out", out, "--model", tiny_model, "--backend", "onnxruntime", "--mode", "engine", "--rounds", 2),
+            *("--window", 0.1, "--cold-starts", 0, "--threads", 1),
+            *("--data", labelled, "--splits", tmp_path / "splits.json", "--split", split),
+        )
+
+    with monkeypatch.context() as patched:
+        patched.setattr(measure, "warm_up", lambda *_: pytest.fail("measured before the images were looked for"))
+        with pytest.raises(BadInput, match="no labelled images in split 'dev'"):
+            bench("dev")
+    (labelled / "mine/labels/b.png").write_bytes(b"torn")
+    done = bench("val")
+    assert done.exit_code == 0, done.output
+    report = read_report(out / "bench.json")
+    assert report.sides[0].accuracy is None
+    assert any("A: accuracy could not be measured: " in note for note in report.notes)
 
 
 def test_a_sweep_goes_on_where_it_was(tiny_model: Path, tmp_path: Path, labelled: Path) -> None:

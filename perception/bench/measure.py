@@ -39,12 +39,13 @@ from perception.bench.sensors import Sampler, open_sensors
 from perception.bench.variants import EVALUATION_LIMIT_S, Variant, Worker
 from perception.bench.workload import WORKLOAD
 from perception.capture.uri import redacted
-from perception.errors import BadInput, tell
+from perception.errors import BadInput, FreespaceError, tell
 
 HEADLINES: dict[Load, str] = {"one-at-a-time": "total", "source-rate": "age", "flat-out": "total"}
 WARM_UP_PART = 0.3  # of a window is one of the warm-up
 WARM_UP_MOST = 12  # windows; then it is measured all the same, and said
 WORKLOAD_S = 0.1  # each round, for each side
+NO_ACCURACY = "accuracy could not be measured"
 OTHERS_LIMIT = 0.05  # of the cores may be taken by other programs before that is noted
 
 Loop = Callable[[float], Samples]
@@ -105,6 +106,9 @@ def measure(
             for mode in settings.modes:
                 for load in loads_of(mode, clip.live):
                     cases[label, mode, load] = Running(loop_of(own[load == "flat-out"], mode, load))
+        if labelled:
+            for own in workers.values():
+                check_images(own[max(own)], labelled)
         say("warming up")
         for (label, mode, load), case in cases.items():
             case.warm_up = warm_up(case.loop, HEADLINES[load], settings.window_s)
@@ -122,9 +126,13 @@ def measure(
                 rates[name].append(loop(settings.window_s))
         accuracies: dict[str, Accuracy | None] = {}
         for label, own in workers.items():
+            accuracies[label] = None
             if labelled:
                 say(f"accuracy on {labelled.data}, split {labelled.split}")
-            accuracies[label] = evaluate(own[max(own)], labelled) if labelled else None
+                try:
+                    accuracies[label] = evaluate(own[max(own)], labelled)
+                except FreespaceError as error:
+                    notes.append(f"{label}: {NO_ACCURACY}: {error}")
         whole = {
             key: summary(case, key[1], key[2], workers[key[0]][key[2] == "flat-out"], machine, clip, sampler)
             for key, case in cases.items()
@@ -215,8 +223,16 @@ def loop_of(worker: Worker, mode: Mode, load: Load) -> Loop:
 
 
 def evaluate(worker: Worker, labelled: Labelled) -> Accuracy:
-    request = {"data": str(labelled.data), "split": labelled.split, "splits": labelled.splits and str(labelled.splits)}
-    return Accuracy(**worker.ask(EVALUATION_LIMIT_S, do="evaluate", **request))
+    return Accuracy(**worker.ask(EVALUATION_LIMIT_S, do="evaluate", **request_of(labelled)))
+
+
+def check_images(worker: Worker, labelled: Labelled) -> None:
+    """Raises BadInput: there is nothing to evaluate."""
+    worker.ask(EVALUATION_LIMIT_S, do="samples", **request_of(labelled))
+
+
+def request_of(labelled: Labelled) -> dict[str, str | None]:
+    return {"data": str(labelled.data), "split": labelled.split, "splits": str(labelled.splits) if labelled.splits else None}
 
 
 def describe_clip(source: str, found: dict[str, Any]) -> Clip:

@@ -16,7 +16,7 @@ from engine import BACKENDS, ModelError, choose_model
 from engine.files import write_whole
 from perception.bench.charts import draw_pareto
 from perception.bench.machine import clip_sha256, code_sha256, describe_machine, folder_sha256
-from perception.bench.measure import Labelled, measure
+from perception.bench.measure import NO_ACCURACY, Labelled, measure
 from perception.bench.page import listed, page, table
 from perception.bench.schema import MODES, Case, Record, Report, Settings, Side
 from perception.bench.text import Rows, aligned, markdown_table
@@ -177,6 +177,8 @@ def measure_cell(
     except FreespaceError as error:
         say(f"{name}: {error}")
         return Cell(name=name, key=key, state="failed", reason=str(error))
+    if labelled and not report.sides[0].accuracy:
+        return Cell(name=name, key=key, state="failed", reason=next(n for n in report.notes if NO_ACCURACY in n))
     return Cell(name=name, key=key, state="done", report=report)
 
 

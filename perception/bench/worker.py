@@ -89,9 +89,20 @@ def answer(request: Values, started: Start, material: Material | None) -> Values
         from perception.bench.workload import measure
 
         return {"ms": measure(request["seconds"])}
+    if request["do"] == "samples":
+        return {"images": labelled_images(request)}
     if request["do"] == "evaluate":
         return accuracy(started.engine, started.config, request)
     raise ValueError(f"unknown request {request['do']!r}")
+
+
+def labelled_images(request: Values) -> int:
+    """How many there are to evaluate. Raises what `evaluate_model` would raise where there are none."""
+    from pathlib import Path
+
+    from training.evaluate import samples_of
+
+    return len(samples_of(Path(request["data"]), request["split"], Path(request["splits"]) if request["splits"] else None))
 
 
 def accuracy(engine: Engine, config: Config, request: Values) -> Values:
