@@ -36,7 +36,7 @@ PEER = "peer/"  # what its figures begin with
 WINDOW_FIGURES = ("fps", "p50_ms", "p95_ms", "cpu_ms")
 
 Series = dict[str, list[float]]
-Verdict = Literal["holds", "broken", "undecided"]
+Verdict = Literal["holds", "broken", "undecided", "not credible"]
 
 
 class Budget(Record):
@@ -48,6 +48,8 @@ class Budget(Record):
     at_least: float | None = Field(None, gt=0)
     at_most: float | None = Field(None, gt=0)
     target: float | None = Field(None, gt=0)
+    cannot_exceed: float | None = Field(None, gt=0)
+    cannot_be_below: float | None = Field(None, gt=0)
 
     @model_validator(mode="after")
     def one_limit(self) -> Budget:
@@ -77,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     peer = parser.add_mutually_exclusive_group()
     peer.add_argument("--peer", type=Path, help="twinlitenet.onnx, for the budgets against the peer's loop")
     peer.add_argument("--without-peer", action="store_true", help="leave those budgets out")
-    parser.add_argument("--strict", action="store_true", help="exit code 1 also where the noise allows no verdict")
+    parser.add_argument("--strict", action="store_true", help="exit code 1 also where the measurement allows no verdict")
     parser.add_argument("--model", help="model file of Freespace; the shipped one by default")
     parser.add_argument("--backend", default="auto")
     options = parser.parse_args(arguments)
@@ -97,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def exit_code(outcomes: list[Outcome], strict: bool) -> int:
-    bad = ("broken", "undecided") if strict else ("broken",)
+    bad = ("broken", "undecided", "not credible") if strict else ("broken",)
     return int(any(outcome.verdict in bad for outcome in outcomes))
 
 
@@ -174,7 +176,8 @@ def judge(budgets: list[Budget], series: Series) -> list[Outcome]:
 
 
 def judge_one(budget: Budget, series: Series) -> Outcome:
-    """Broken where the whole interval lies beyond the limit, held where none of it does."""
+    """Broken where the whole interval lies beyond the limit, held where none of it does; not credible where the whole of it
+    lies where no ratio can be."""
     one, other = series[budget.figure], series[budget.over]
     paired = not budget.figure.startswith("cold/") and not budget.over.startswith("cold/")
     ratio = interval((np.array(one) / np.array(other)).tolist()) if paired else ratio_interval(one, other)
@@ -185,6 +188,8 @@ def judge_one(budget: Budget, series: Series) -> Outcome:
     else:
         assert budget.at_most is not None
         verdict = "broken" if low > budget.at_most else "holds" if high <= budget.at_most else "undecided"
+    if low > (budget.cannot_exceed or np.inf) or high < (budget.cannot_be_below or 0.0):
+        verdict = "not credible"
     return Outcome(budget, ratio, verdict)
 
 

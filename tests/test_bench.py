@@ -1087,6 +1087,20 @@ def test_a_budget_is_broken_only_beyond_doubt() -> None:
     assert (check_budgets.exit_code([outcome], False), check_budgets.exit_code([outcome], True)) == (0, 1)
 
 
+def test_a_loop_faster_than_its_network_is_not_credible() -> None:
+    series = {"a/fps": noisy(120, 0.01), "b/fps": noisy(100, 0.01, seed=1)}
+    near = {"a/fps": noisy(100, 0.01), "b/fps": noisy(100, 0.01, seed=1)}
+    above, below = budget(at_least=0.6, cannot_exceed=1.0), budget(at_most=1.7, cannot_be_below=1.3)
+    outcome = check_budgets.judge_one(above, series)
+    assert outcome.verdict == "not credible"
+    assert "not credible" in check_budgets.line(outcome)
+    assert (check_budgets.exit_code([outcome], False), check_budgets.exit_code([outcome], True)) == (0, 1)
+    assert check_budgets.judge_one(above, near).verdict == "holds"
+    assert check_budgets.judge_one(below, near).verdict == "not credible"
+    shipped = check_budgets.read_budgets(check_budgets.BUDGETS).budgets
+    assert [b.cannot_exceed or b.cannot_be_below for b in shipped if b.over.startswith("engine/")] == [1.0, 1.0]
+
+
 def test_a_budget_that_cannot_be_measured_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "b.yaml"
 
