@@ -1022,6 +1022,24 @@ def test_a_sweep_wants_a_recording(tmp_path: Path) -> None:
         invoke("sweep", "rtsp://camera/stream", "--out", tmp_path / "out")
 
 
+def test_an_interrupted_sweep_leaves_its_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip, out, said = road_video(tmp_path / "road.mp4", 3), tmp_path / "out", list[str]()
+    out.mkdir()
+    answers = iter([sweep.Cell(name="one", key="", state="done", report=made_report(noisy(100, 0.01)))])
+
+    def interrupted(*_: Any) -> sweep.Cell:
+        try:
+            return next(answers)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(sweep, "measure_cell", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.sweep(str(clip), Config(), sweep.Axes(threads=(1, 2, 3)), Settings(), None, out, said.append)
+    assert {p.name for p in out.iterdir()} == {"threads1.json", "sweep.html", "sweep.md"}
+    assert said[-1] == f"interrupted: 1 of 3 cells are in {out}; the same command goes on from there"
+
+
 def test_two_models_are_two_cells(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nano.onnx").write_bytes(tiny_model.read_bytes())

@@ -71,9 +71,10 @@ def sweep(
     out: Path,
     say: Callable[[str], None] = tell,
 ) -> list[Cell]:
-    """Measure what ``out`` does not hold yet, a JSON for each cell, and write the pages over all of them.
+    """Measure what ``out`` does not hold yet, a JSON for each cell, and after each the pages over all that are there.
 
     Raises:
+        KeyboardInterrupt: as it came; what is there is said.
         BadInput: the source cannot be read, or not one cell can be measured.
     """
     if parse(source).live:
@@ -82,28 +83,37 @@ def sweep(
     if max(axes.batches) > 1 and "engine" not in settings.modes:  # else there were nothing to set the batches beside
         settings = settings.model_copy(update={"modes": ["engine", *settings.modes]})
     fixed = surroundings(source, labelled)
-    cells = []
+    cells: list[Cell] = []
     for number, values in enumerate(wanted, 1):
         name = name_of(values)
-        place = out / f"{name}.json"
         own = settings.model_copy(update={"batch": values.get("batch", 1)})
         if own.batch > 1:
             own = own.model_copy(update={"modes": ["engine"]})
         depends = [fixed, own.model_dump(), identity(values, config)]
         key = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()
-        cell = read_cell(place, key)
+        cell = read_cell(out / f"{name}.json", key)
         if cell is None:
             say(f"cell {number} of {len(wanted)}: {name}")
-            cell = measure_cell(source, config, values, own, labelled, name, key, say)
-            write_whole(place, (cell.model_dump_json(by_alias=True, indent=1) + "\n").encode())
+            try:
+                cell = measure_cell(source, config, values, own, labelled, name, key, say)
+            except KeyboardInterrupt:
+                say(f"interrupted: {len(cells)} of {len(wanted)} cells are in {out}; the same command goes on from there")
+                raise
+            write_whole(out / f"{name}.json", (cell.model_dump_json(by_alias=True, indent=1) + "\n").encode())
         else:
             say(f"cell {number} of {len(wanted)}: {name} is {cell.state} already")
         cells.append(cell)
+        write_pages(cells, out)
     if not any(cell.report for cell in cells):
         raise BadInput(f"no cell could be measured: {cells[0].name}: {cells[0].reason}")
-    write_whole(out / "sweep.html", sweep_page(cells).encode())
-    write_whole(out / "sweep.md", sweep_markdown(cells).encode())
     return cells
+
+
+def write_pages(cells: Sequence[Cell], out: Path) -> None:
+    """Over all cells so far, once there is one with numbers."""
+    if any(cell.report for cell in cells):
+        write_whole(out / "sweep.html", sweep_page(cells).encode())
+        write_whole(out / "sweep.md", sweep_markdown(cells).encode())
 
 
 def name_of(values: dict[str, Any]) -> str:
