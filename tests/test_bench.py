@@ -1036,7 +1036,7 @@ def test_an_interrupted_sweep_leaves_its_pages(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(sweep, "measure_cell", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sweep.sweep(str(clip), Config(), sweep.Axes(threads=(1, 2, 3)), Settings(), None, out, said.append)
-    assert {p.name for p in out.iterdir()} == {"threads1.json", "sweep.html", "sweep.md"}
+    assert {p.name for p in out.iterdir()} == {"batch1-threads1.json", "sweep.html", "sweep.md"}
     assert said[-1] == f"interrupted: 1 of 3 cells are in {out}; the same command goes on from there"
 
 
