@@ -23,6 +23,7 @@ from pydantic import Field, ValidationError, model_validator
 from benchmarks.peer_loops import Loop, OnnxRuntimeNetwork, twinlitenet
 from perception.bench.commands import clip
 from perception.bench.figures import interval, ratio_interval
+from perception.bench.loops import RAMP
 from perception.bench.measure import measure
 from perception.bench.schema import Record, Report, Settings, loads_of
 from perception.bench.text import describe
@@ -137,25 +138,33 @@ def read_budgets(path: Path) -> Budgets:
 
 
 def peer_rate(peer: Loop, source: str) -> Callable[[float], float]:
-    """Frames per second of the peer's loop over ``source``, from its beginning and over and over."""
+    """Frames per second of the peer's loop over ``source``, over and over: opened and begun before a window is, as ours is."""
 
     def window(seconds: float) -> float:
         capture = cv2.VideoCapture(source)
-        frames, began = 0, time.perf_counter()
-        while (spent := time.perf_counter() - began) < seconds or not frames:
-            good, frame = capture.read()
-            if not good:
-                if not frames:
-                    raise BadInput(f"{source}: the peer's loop cannot read it")
-                capture.release()
-                capture = cv2.VideoCapture(source)
-                continue
-            peer.process(np.asarray(frame, np.uint8))
-            frames += 1
+        if not capture.isOpened():
+            raise BadInput(f"{source}: the peer's loop cannot read it")
+        play(peer, capture, RAMP * seconds, source)
+        frames, spent = play(peer, capture, seconds, source)
         capture.release()
         return frames / spent
 
     return window
+
+
+def play(peer: Loop, capture: cv2.VideoCapture, seconds: float, source: str) -> tuple[int, float]:
+    """(frames, seconds) of a stretch at least so long. Raises BadInput: there are no frames."""
+    frames, began, ends = 0, time.perf_counter(), 0
+    while (spent := time.perf_counter() - began) < seconds or not frames:
+        good, frame = capture.read()
+        if not good:
+            ends += 1
+            if ends > frames + 1 or not capture.set(cv2.CAP_PROP_POS_FRAMES, 0):
+                raise BadInput(f"{source}: the peer's loop cannot read it")
+            continue
+        peer.process(np.asarray(frame, np.uint8))
+        frames += 1
+    return frames, spent
 
 
 def series_of(report: Report, rates: dict[str, list[float]]) -> Series:

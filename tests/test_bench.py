@@ -211,6 +211,32 @@ def test_sides_of_a_case_are_neighbours_in_every_round() -> None:
     assert in_turn(cases, 0) == ["Ae", "Be", "Ap", "Bp", "Ae", "Be"]  # engine, pipeline, end-to-end
     assert in_turn(cases, 1) == ["Bp", "Ap", "Be", "Ae", "Be", "Ae"]
     assert in_turn(cases, 3) == ["Be", "Ae", "Bp", "Ap", "Be", "Ae"]
+    assert in_turn(cases, 3, ["peer"]) == ["peer", "Be", "Ae", "Bp", "Ap", "Be", "Ae"]
+    assert in_turn(cases, 4, ["peer"]) == ["Ae", "Be", "Ap", "Bp", "Ae", "Be", "peer"]
+
+
+def test_a_loop_beside_is_warmed_up_by_the_same_rule() -> None:
+    rates, asked = iter([10.0, 50.0, 100.0, 99.5, 100.5, 1.0]), list[float]()
+    assert measure.warm_up_beside(lambda seconds: asked.append(seconds) or next(rates), 2.0)  # type: ignore[func-returns-value]
+    assert asked == [pytest.approx(0.6)] * 5
+    odd = iter([1.0, 2.0] * 9)
+    assert not measure.warm_up_beside(lambda seconds: next(odd), 2.0)
+
+
+def test_the_peers_window_begins_with_its_loop_under_way(tmp_path: Path) -> None:
+    clip, seen = road_video(tmp_path / "road.mp4", 4), list[float]()
+
+    class Peer:
+        def process(self, frame: Any) -> None:
+            seen.append(time.perf_counter())
+            time.sleep(0.5 if len(seen) == 1 else 0.01)
+
+    peer: Any = Peer()
+    rate = check_budgets.peer_rate(peer, str(clip))(0.3)
+    assert rate > 10, "the slow first frame is before the window"
+    assert len(seen) > 8, "it goes on from the beginning where the clip ends"
+    with pytest.raises(BadInput, match="cannot read it"):
+        check_budgets.peer_rate(peer, str(tmp_path / "none.mp4"))(0.1)
 
 
 def test_slow_windows_and_drift_are_reported() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -82,7 +82,8 @@ def measure(
 
     Args:
         source: URI.
-        beside: other loops that have a window of so many seconds in each round, too, and return frames per second.
+        beside: other loops that are warmed up by the same rule, have a window of so many seconds in each round, too, in the
+            same rotation, and return frames per second.
 
     Returns:
         the report, and the frames per second of ``beside`` by round.
@@ -92,7 +93,7 @@ def measure(
     """
     if settings.batch > 1 and settings.modes != ["engine"]:
         raise BadInput("--batch: the loop takes one frame at a time; measure batches with --mode engine")
-    machine = describe_machine()
+    machine, others = describe_machine(), dict(beside or {})
     colds = cold_starts(source, variants, settings, say)
     with ExitStack() as stack:
         workers = {label: open_workers(stack, source, v, settings, say) for label, v in variants.items()}
@@ -114,16 +115,20 @@ def measure(
             case.warm_up = warm_up(case.loop, HEADLINES[load], settings.window_s)
             if not case.warm_up.settled:
                 notes.append(f"{label}, {mode}, {load}: the warm-up did not settle within 2 % in {WARM_UP_MOST} windows")
+        for name, loop in others.items():
+            if not warm_up_beside(loop, settings.window_s):
+                notes.append(f"{name}: the warm-up did not settle within 2 % in {WARM_UP_MOST} windows")
         workload_ms: dict[str, list[float]] = {label: [] for label in variants}
-        rates: dict[str, list[float]] = {name: [] for name in beside or {}}
+        rates: dict[str, list[float]] = {name: [] for name in others}
         for number in range(settings.rounds):
             say(f"round {number + 1} of {settings.rounds}")
             for label, own in rotated(list(workers.items()), number):
                 workload_ms[label].append(float(next(iter(own.values())).ask(do="workload", seconds=WORKLOAD_S)["ms"]))
-            for case in in_turn(cases, number):
-                case.windows.append(case.loop(settings.window_s))
-            for name, loop in (beside or {}).items():
-                rates[name].append(loop(settings.window_s))
+            for turn in in_turn(cases, number, list(rates)):
+                if isinstance(turn, str):
+                    rates[turn].append(others[turn](settings.window_s))
+                else:
+                    turn.windows.append(turn.loop(settings.window_s))
         accuracies: dict[str, Accuracy | None] = {}
         for label, own in workers.items():
             accuracies[label] = None
@@ -251,12 +256,22 @@ def warm_up(loop: Loop, headline: str, window_s: float) -> WarmUp:
     return WarmUp(medians_ms=medians, settled=settled(medians))
 
 
-def in_turn(cases: Mapping[Key, Running], number: int) -> list[Running]:
-    """The order of a round: the cases rotate, the sides of one case come one after the other, in every other round reversed."""
-    together: dict[tuple[Mode, Load], list[Running]] = {}
+def warm_up_beside(loop: Callable[[float], float], window_s: float) -> bool:
+    """As `warm_up`, of milliseconds per frame; whether they came to agree."""
+    spent: list[float] = []
+    while not settled(spent) and len(spent) < WARM_UP_MOST:
+        spent.append(1e3 / loop(WARM_UP_PART * window_s))
+    return settled(spent)
+
+
+def in_turn(cases: Mapping[Key, Running], number: int, beside: Sequence[str] = ()) -> list[Running | str]:
+    """The order of a round: the cases, and what is measured ``beside``, rotate; the sides of one case come one after the other,
+    in every other round reversed."""
+    together: dict[tuple[Mode, Load], list[Running | str]] = {}
     for (_, mode, load), case in cases.items():
         together.setdefault((mode, load), []).append(case)
-    return [case for sides in rotated(list(together.values()), number) for case in sides[:: -1 if number % 2 else 1]]
+    turns = [*together.values(), *([name] for name in beside)]
+    return [one for sides in rotated(turns, number) for one in sides[:: -1 if number % 2 else 1]]
 
 
 def rotated(items: list[Any], by: int) -> list[Any]:
