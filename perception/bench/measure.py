@@ -93,7 +93,7 @@ def measure(
     """
     if settings.batch > 1 and settings.modes != ["engine"]:
         raise BadInput("--batch: the loop takes one frame at a time; measure batches with --mode engine")
-    machine, others = describe_machine(), dict(beside or {})
+    machine, loops = describe_machine(), dict(beside or {})
     colds = cold_starts(source, variants, settings, say)
     with ExitStack() as stack:
         workers = {label: open_workers(stack, source, v, settings, say) for label, v in variants.items()}
@@ -115,18 +115,18 @@ def measure(
             case.warm_up = warm_up(case.loop, HEADLINES[load], settings.window_s)
             if not case.warm_up.settled:
                 notes.append(f"{label}, {mode}, {load}: the warm-up did not settle within 2 % in {WARM_UP_MOST} windows")
-        for name, loop in others.items():
+        for name, loop in loops.items():
             if not warm_up_beside(loop, settings.window_s):
                 notes.append(f"{name}: the warm-up did not settle within 2 % in {WARM_UP_MOST} windows")
         workload_ms: dict[str, list[float]] = {label: [] for label in variants}
-        rates: dict[str, list[float]] = {name: [] for name in others}
+        rates: dict[str, list[float]] = {name: [] for name in loops}
         for number in range(settings.rounds):
             say(f"round {number + 1} of {settings.rounds}")
             for label, own in rotated(list(workers.items()), number):
                 workload_ms[label].append(float(next(iter(own.values())).ask(do="workload", seconds=WORKLOAD_S)["ms"]))
             for turn in in_turn(cases, number, list(rates)):
                 if isinstance(turn, str):
-                    rates[turn].append(others[turn](settings.window_s))
+                    rates[turn].append(loops[turn](settings.window_s))
                 else:
                     turn.windows.append(turn.loop(settings.window_s))
         accuracies: dict[str, Accuracy | None] = {}
