@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -23,7 +24,7 @@ from typer.testing import CliRunner
 
 from benchmarks import check_budgets, trend
 from engine.base import Engine
-from perception.bench import charts, figures, loops, measure, sensors, sweep, usage, variants, workload
+from perception.bench import charts, figures, loops, measure, sensors, sweep, usage, variants, worker, workload
 from perception.bench.bound import bound_by
 from perception.bench.commands import app
 from perception.bench.compare import compare_reports, compare_sides, differences, lines, verdict_of
@@ -56,8 +57,13 @@ from perception.bench.variants import Variant, Worker, parse_variant
 from perception.config import Config
 from perception.errors import BadInput, FreespaceError
 from perception.frame import Frame
+from perception.sinks.jsonl import JsonlSink
 
 ROOT = Path(__file__).parents[1]
+IMPORTED = (
+    "import json, sys; from perception.bench.worker import Start; "
+    "Start(json.loads(sys.argv[1])).engine.close(); print('perception.cli' in sys.modules)"
+)
 
 
 # -- Made-up measurements ----------------------------------------------------------------------------------------------
@@ -845,6 +851,31 @@ def test_a_worker_says_what_is_wrong(tiny_model: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(variants, "CHILD", "import sys; sys.exit('it fell over')")
     with pytest.raises(FreespaceError, match="ended with code 1: it fell over"):
         Worker(Variant("", Config()), "none.mp4", True)
+
+
+def test_a_cold_start_ends_with_the_first_line_written(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, lines_written = JsonlSink.write, list[int]()
+
+    def slow(self: JsonlSink, output: Any) -> None:
+        time.sleep(0.3)
+        write(self, output)
+        lines_written.append(output.result.seq)
+
+    monkeypatch.setattr(JsonlSink, "write", slow)
+    clip = road_video(tmp_path / "road.mp4", 5)
+    engine = {"model": str(tiny_model), "backend": "onnxruntime"}
+    task = {"source": str(clip), "config": {"engine": engine}, "throughput": True, "spawned_ns": time.perf_counter_ns()}
+    start = worker.Start(task)
+    with start.engine:
+        assert lines_written[0] == 0
+        assert start.facts["cold_s"]["first_result"] >= 0.3
+        assert start.facts["clip"]["size"] == (128, 64)
+    said = subprocess.run(
+        [sys.executable, "-c", IMPORTED, json.dumps(task)], capture_output=True, text=True, cwd=ROOT, timeout=120, check=True
+    )
+    assert said.stdout.strip() == "True"
 
 
 # -- The command -------------------------------------------------------------------------------------------------------

@@ -194,9 +194,9 @@ class Cold(Record):
     """Starts in fresh processes, seconds each; files are in the system's cache.
 
     Attributes:
-        imports: from the start of the process until all of it is imported.
+        imports: from the start of the process until all of it is imported, the command line included.
         open_engine: reading the model, loading or building it.
-        first_result: opening the source, and its first frame to its result.
+        first_result: opening the source and an output, and its first frame to its line there.
         total: all of these.
     """
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from engine.base import Engine
     from perception.bench.loops import Material
+    from perception.capture import Source
     from perception.config import Config
 
 Values = dict[str, Any]
@@ -47,30 +48,54 @@ def main() -> None:
 
 
 class Start:
-    """From nothing to the first result. Raises what opening and processing raise."""
+    """From nothing to the first line on disk, as ``freespace run CLIP --polygons FILE`` gets there. Raises what opening and
+    processing raise."""
 
     def __init__(self, task: Values) -> None:
-        import perception.session  # all that a run needs
+        import perception.cli
+        import perception.session
         from perception.capture import open_source
         from perception.config import Config
         from perception.errors import FreespaceError
-        from perception.node import process
 
         imported = time.perf_counter_ns()
         self.config: Config = Config.model_validate(task["config"])
         self.engine: Engine = perception.session.open_configured(self.config.engine, task["throughput"])
         opened = time.perf_counter_ns()
         with open_source(task["source"], self.config.capture) as source:
-            output = next(process(source, self.engine, self.config), None)
-            if output is None:
+            first = first_line(source, self.engine, self.config)
+            if first is None:
                 raise FreespaceError(f"{source.uri}: no frame could be processed")
-            done = time.perf_counter_ns()
-            clip = {"size": output.frame.size, "fps": source.fps, "frames": source.total, "live": source.live}
+            done, size = first
+            clip = {"size": size, "fps": source.fps, "frames": source.total, "live": source.live}
         moments = (task["spawned_ns"], imported, opened, done)
         names = ("imports", "open_engine", "first_result")
         cold = {name: (b - a) / 1e9 for name, a, b in zip(names, moments[:-1], moments[1:], strict=True)}
         cold["total"] = (done - task["spawned_ns"]) / 1e9
         self.facts = {"engine": engine_facts(self.engine, self.config), "clip": clip, "cold_s": cold, "code": code_facts()}
+
+
+def first_line(source: Source, engine: Engine, config: Config) -> tuple[int, tuple[int, int]] | None:
+    """(when it was written, size of its frame) of the loop's first result; None where there is none."""
+    import tempfile
+    import threading
+    from pathlib import Path
+
+    from perception.node import run
+    from perception.sinks.base import Output
+    from perception.sinks.jsonl import JsonlSink
+
+    stop, seen = threading.Event(), list[tuple[int, tuple[int, int]]]()
+
+    class FirstLine(JsonlSink):
+        def write(self, output: Output) -> None:
+            super().write(output)
+            seen.append((time.perf_counter_ns(), output.frame.size))
+            stop.set()
+
+    with tempfile.TemporaryDirectory() as folder:
+        run(source, engine, [FirstLine(Path(folder) / "polygons.jsonl")], config, stop, notify=lambda message: None)
+    return seen[0] if seen else None
 
 
 def prepared(task: Values, started: Start) -> Material:
