@@ -808,6 +808,7 @@ def test_a_device_that_keeps_its_input_is_measured_there(material: loops.Materia
     assert min(one.stages["infer"]) >= 1.0
     before = engine.runs
     many = loops.window(own, "engine", "flat-out", 0.05)
+    assert (one.mean_of, many.mean_of) == (1, loops.RESIDENT_RUNS)
     assert many.frames == len(many.at_s) * loops.RESIDENT_RUNS == engine.runs - before - loops.RESIDENT_RUNS
 
 

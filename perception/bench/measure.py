@@ -160,6 +160,8 @@ def measure(
         for label, variant in variants.items()
     ]
     for (label, mode, load), done in whole.items():
+        if (runs := cases[label, mode, load].windows[0].mean_of) > 1:
+            notes.append(of_means(f"{label}, {mode}, {load}", runs))
         if done.invalid:
             frames = sum(w.frames for w in done.windows)
             notes.append(f"{label}, {mode}, {load}: {done.invalid} of {frames} results were not valid")
@@ -358,6 +360,10 @@ def window_record(number: int, samples: Samples, headline: str, began_ns: int, p
         invalid=samples.invalid,
         power_w=float(np.mean(power_w)) if power_w else None,
     )
+
+
+def of_means(case: str, runs: int) -> str:
+    return f"{case}: each time is the mean of {runs} runs in a row: p95, p99, max and jitter are of such means, not of frames"
 
 
 def spread(values: list[float]) -> Spread:
