@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import road_image, road_video, write_video
+from fakes import install
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -642,6 +643,9 @@ class FakeNvml:
     def nvmlDeviceGetHandleByIndex(self, index: int) -> str:
         return f"gpu{index}"
 
+    def nvmlDeviceGetHandleByPciBusId(self, bus: bytes) -> str:
+        return f"gpu at {bus.decode()}"
+
     def nvmlDeviceGetUtilizationRates(self, gpu: str) -> Any:
         return SimpleNamespace(gpu=88, memory=10)
 
@@ -674,6 +678,16 @@ def test_nvml_readings_and_what_a_board_lacks() -> None:
     }
     sensor.close()
     assert nvml.opened == 0
+
+
+def test_the_gpu_that_is_measured_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)  # type: ignore[arg-type]
+    for bus, wanted in (("0000:41:00.0", "gpu at 0000:41:00.0"), (None, "gpu0")):
+        found = next(s for s in sensors.open_sensors(True, False, bus)[0] if isinstance(s, sensors.NvmlSensor))
+        assert found._gpu == wanted
+    install(monkeypatch)
+    assert worker.pci_bus_id() == "0000:01:00.0"
 
 
 def test_nvidia_smi_line() -> None:

@@ -100,7 +100,8 @@ def measure(
         facts = {label: next(iter(w.values())).facts for label, w in workers.items()}
         clip = describe_clip(source, next(iter(facts.values()))["clip"])
         on_gpu = any(f["engine"]["device"] != "CPU" for f in facts.values())
-        sensors, notes = open_sensors(on_gpu, bool(machine.board))
+        bus = next((found for f in facts.values() if (found := f.get("bus"))), None)
+        sensors, notes = open_sensors(on_gpu, bool(machine.board), bus)
         sampler = stack.enter_context(Sampler(sensors))
         cases: dict[Key, Running] = {}
         for label, own in workers.items():

@@ -72,7 +72,13 @@ class Start:
         names = ("imports", "open_engine", "first_result")
         cold = {name: (b - a) / 1e9 for name, a, b in zip(names, moments[:-1], moments[1:], strict=True)}
         cold["total"] = (done - task["spawned_ns"]) / 1e9
-        self.facts = {"engine": engine_facts(self.engine, self.config), "clip": clip, "cold_s": cold, "code": code_facts()}
+        self.facts = {
+            "engine": engine_facts(self.engine, self.config),
+            "bus": None if self.engine.device == "CPU" else pci_bus_id(),
+            "clip": clip,
+            "cold_s": cold,
+            "code": code_facts(),
+        }
 
 
 def first_line(source: Source, engine: Engine, config: Config) -> tuple[int, tuple[int, int]] | None:
@@ -179,6 +185,16 @@ def engine_facts(engine: Engine, config: Config) -> Values:
         "network": contract.metadata.get("freespace.network", ""),
         "planes": list(contract.planes),
     }
+
+
+def pci_bus_id() -> str | None:
+    """Of the GPU that engines take: CUDA's first of those that are visible to this process."""
+    try:
+        from engine.cuda.driver import import_driver
+
+        return str(import_driver().Device(0).pci_bus_id())
+    except Exception:  # whatever a library of another version throws
+        return None
 
 
 def code_facts() -> Values:
