@@ -413,6 +413,13 @@ def test_a_comparison_says_what_the_reports_say_and_what_it_does_not_judge() -> 
     assert re.search(r"not judged: pipeline, flat-out: total p99 [\d.]+ and [\d.]+ ms, RSS 200 and 200 MB", said)
 
 
+def test_which_side_of_a_report_is_compared_is_said() -> None:
+    one, two = made_report(noisy(100, 0.01)), made_report(noisy(100, 0.01), noisy(50, 0.01))
+    said = "the second report has two sides: its A (the <defaults>) is compared, not its B"
+    assert said in compare_reports(one, two).notes
+    assert not any("two sides" in note for note in compare_reports(one, one).notes)
+
+
 def test_settings_that_differ_are_named() -> None:
     report = made_report(noisy(100, 0.01), noisy(100, 0.01, seed=1))
     configs = ({"capture": {"every": 5}, "polygons": {"plane": "ego"}}, {"polygons": {"plane": "ego", "tolerance_px": 2.0}})

@@ -93,6 +93,9 @@ def compare_reports(first: Report, second: Report, allowed: float = ALLOWED, des
             f"want to know, give --despite {' --despite '.join(unlike)}"
         )
     notes = note_changes(a, b) + [f"compared despite: {text}" for text in found.values()]
+    for whose, report in (("first", first), ("second", second)):
+        if len(report.sides) > 1:
+            notes.append(f"the {whose} report has two sides: its A ({report.sides[0].what}) is compared, not its B")
     value, low, high = ratio_interval(second.workload_ms[b.label], first.workload_ms[a.label])
     other_state = ""
     if low > 1 + WORKLOAD_LIMIT or high < 1 / (1 + WORKLOAD_LIMIT):
