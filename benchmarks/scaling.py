@@ -590,7 +590,7 @@ def plots(found: Figures, report: Mapping[str, Any]) -> str:
     return page("Freespace scaling", sections)
 
 
-def draw_series(part: str, series: Series) -> str:
+def draw_series(part: str, series: Series, point: str = "a round") -> str:
     """The points and the line through them, from zero so that a slope looks as steep as it is."""
     line, most = series.line, max(series.x)
     axes = charts.Axes(0, most * 1.05, 0, max(*series.y, line.constant + line.slope * most) * 1.1)
@@ -602,7 +602,7 @@ def draw_series(part: str, series: Series) -> str:
     points = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in ends)
     fitted = f'<polyline points="{points}" fill="none" stroke="var(--c1)" stroke-width="1.5"/>'
     key = (
-        f'<span class="key c0">a round</span><span class="key c1">{line.slope * series.factor:.3g} ± '
+        f'<span class="key c0">{point}</span><span class="key c1">{line.slope * series.factor:.3g} ± '
         f"{line.slope_error * series.factor:.2g} {series.unit}</span>"
     )
     return charts.figure(f"{part}: {series.name}", charts.frame(axes, series.x_name, series.y_name) + dots + fitted, key)

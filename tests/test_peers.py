@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks import peer_loops, peers, scaling
+from benchmarks import cameras, peer_loops, peers, scaling
 from benchmarks.peer_loops import (
     Found,
     Network,
@@ -495,6 +495,23 @@ def test_a_straight_line_has_no_error() -> None:
     assert (line.slope, line.constant) == pytest.approx((2, 3))
     assert (line.slope_error, line.constant_error) == pytest.approx((0, 0), abs=1e-9)
     assert math.isnan(scaling.fit_line([1, 2], [1, 5]).slope_error)
+
+
+def test_cameras_are_fitted_and_plotted() -> None:
+    def row(count: int, pace: str) -> dict[str, Any]:
+        figures = {"fps": 50.0 - count, "memory MB": 100.0 + 20 * count, "cpu ms a frame": 9.0}
+        return {"cameras": count, "way": "one by one", "pace": pace, **{k: {"median": v} for k, v in figures.items()}}
+
+    rows = [row(count, "flat out") for count in (1, 2, 4, 8)] + [row(1, "paced")]
+    assert cameras.slopes(rows) == {
+        "fps for one more camera, one by one, flat out": -1.0,
+        "cpu ms a frame for one more camera, one by one, flat out": 0.0,
+        "memory MB for one more camera, one by one, flat out": 20.0,
+    }
+    drawn = cameras.plots(rows)
+    assert drawn.count("<svg") == 3
+    assert drawn.count("<circle") == 3 * 4
+    assert drawn.count("<polyline") == 3
 
 
 def test_made_up_scores_hold_what_they_promise() -> None:
