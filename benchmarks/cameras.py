@@ -1,6 +1,6 @@
 """What it costs to look through several cameras in one process: one engine, 1 to 8 streams of the same clip.
 
-    python -m benchmarks.cameras --clip drive.mp4 --out benchmarks/results/NAME.json
+    python -m benchmarks.cameras --clip drive.mp4 --out benchmarks/results/NAME.json --page cameras.html
 
 Each combination of a number of cameras and a way runs in a process of its own, in turn, several rounds, the order rotating:
 
@@ -10,7 +10,7 @@ Each combination of a number of cameras and a way runs in a process of its own, 
   end of the first one; spread is the slowest camera's part of the fastest one's rate;
 - ``paced``: the clip as so many live cameras, of which every ``--every``-th frame is taken: ages, and what was dropped.
 
-Slopes are fitted by least squares over the medians. Memory is the most there was. Not for Windows.
+Slopes are fitted by least squares over the medians, and plotted. Memory is the most there was. Not for Windows.
 """
 
 from __future__ import annotations
@@ -30,9 +30,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import command, demo_clip, machine
+from benchmarks.scaling import Series, draw_series
 from engine import open_engine
 from engine.base import Engine
+from engine.files import write_whole
 from engine.shared import SharedEngine
+from perception.bench.page import page, table
 from perception.capture import open_source
 from perception.config import CaptureConfig, Config, LoopConfig
 from perception.freespace import Freespace
@@ -52,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="of the clip, for each camera")
     parser.add_argument("--every", type=int, default=5, help="paced: one frame of so many")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
+    parser.add_argument("--page", type=Path, help="HTML file with the plots")
     chosen = parser.parse_args(arguments)
     clip = str(chosen.clip or demo_clip(parser))
     work = [(count, way, pace) for count in chosen.cameras for way in WAYS for pace in PACES]
@@ -70,6 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
         {"cameras": count, "way": way, "pace": pace, **spread(rounds)} for (count, way, pace), rounds in found.items()
     ]
     fitted = slopes(rows)
+    if chosen.page:
+        write_whole(chosen.page, plots(rows).encode())
     report = {"rows": rows, "slopes": fitted, "command": command("benchmarks.cameras", arguments), "machine": machine()}
     for row in rows:
         print(
@@ -140,17 +146,31 @@ def spread(rounds: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     }
 
 
-def slopes(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """What one more camera costs, from the medians, by least squares."""
-    found: dict[str, float] = {}
+def series(rows: list[dict[str, Any]]) -> list[Series]:
+    """The medians against the number of cameras, wherever there are several."""
+    found = []
     for way in WAYS:
         for pace, name in ((p, n) for p in PACES for n in ("fps", "cpu ms a frame", "memory MB", "age p50 ms")):
-            fitted = [row for row in rows if (row["way"], row["pace"]) == (way, pace) and name in row]
-            counts = np.array([row["cameras"] for row in fitted], float)
-            if len(set(counts)) > 1:
-                values = np.array([row[name]["median"] for row in fitted], float)
-                found[f"{name} for one more camera, {way}, {pace}"] = round(float(np.polyfit(counts, values, 1)[0]), 3)
+            one = Series(f"{way}, {pace}", "cameras", name, "for one more camera")
+            for row in rows:
+                if (row["way"], row["pace"]) == (way, pace) and name in row:
+                    one.add(row["cameras"], row[name]["median"])
+            if len(set(one.x)) > 1:
+                found.append(one)
     return found
+
+
+def slopes(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """What one more camera costs, from the medians, by least squares."""
+    return {f"{one.y_name} {one.unit}, {one.name}": round(one.line.slope, 3) for one in series(rows)}
+
+
+def plots(rows: list[dict[str, Any]]) -> str:
+    """One HTML page that needs nothing beside it."""
+    head = ["figure", "slope"]
+    listed = [[name, str(slope)] for name, slope in slopes(rows).items()]
+    drawn = "".join(draw_series(one.y_name, one, "median of the rounds") for one in series(rows))
+    return page("Freespace cameras", [("Slopes", table(head, listed)), ("Cameras", f'<div class="charts">{drawn}</div>')])
 
 
 def shown(values: dict[str, float]) -> str:

@@ -9,7 +9,9 @@ beginning. Compared are frames per second of wall time over the same frames as r
 machine does hits all; intervals are bootstrapped over rounds. The first round only warms up.
 
 Peers paint their frames in memory. Freespace writes its polygons to a file, as ``freespace run CLIP --polygons`` does; in the
-row "drawn" it paints every frame, too. With ``--video`` all of them also write a video (H.264 here, mp4v there).
+row "drawn" it paints every frame, too. Times by stage are means: decoding is waiting for FFmpeg's threads, which give several
+frames at once, so most frames cost nothing and a median says nothing. With ``--video`` all of them also write a video (H.264
+here, mp4v there).
 Networks are not part of this project: a loop whose network is not given is named with the reason why it did not run.
 """
 
@@ -295,9 +297,9 @@ def play_freespace(engine: Engine, source: str, seconds: float, video: bool, pai
         sinks = [*open_sinks(config, opened.fps), *([PainterSink()] if painted else [])]
         summary = run(opened, engine, sinks, config)
         done = Round(summary.frames, time.perf_counter() - began, time.process_time() - spent)
-    for stage, percentiles in summary.stages.percentiles().items():
+    for stage, mean in summary.stages.means().items():
         if (known := SINK_STAGES.get(stage, stage)) in STAGES:
-            done.stages[known] = [sum(done.stages.get(known, [0.0])) + percentiles[50]]
+            done.stages[known] = [sum(done.stages.get(known, [0.0])) + mean]
     return done
 
 
@@ -369,7 +371,7 @@ def summarise(
     baseline: str | None,
     accuracy: Mapping[str, Mapping[str, float]],
 ) -> dict[str, dict[str, Any]]:
-    """Each loop: its rate, its ratio to the baseline and that of ours to it, median milliseconds by stage; facts, accuracy."""
+    """Each loop: its rate, its ratio to the baseline and that of ours to it, milliseconds by stage; facts, accuracy."""
     rates = {name: [r.fps for r in played] for name, played in rounds.items()}
     found: dict[str, dict[str, Any]] = {}
     for name, played in rounds.items():
@@ -380,7 +382,7 @@ def summarise(
             "over_baseline": spread(ratio(rates[name], rates[baseline])) if baseline and name != baseline else None,
             "ours_over_it": spread(ratio(rates[ours], rates[name])) if name != ours else None,
             "stages_ms": {
-                stage: round(float(np.median(np.concatenate([r.stages[stage] for r in played]))), 3)
+                stage: round(float(np.mean([np.mean(r.stages[stage]) for r in played])), 3)
                 for stage in STAGES
                 if stage in played[0].stages
             },
@@ -414,7 +416,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         ),
         "",
         markdown_table(
-            ["ms per frame, p50", *STAGES, "processor time"],
+            ["ms per frame, mean", *STAGES, "processor time"],
             [
                 [
                     name,

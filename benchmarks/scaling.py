@@ -186,15 +186,16 @@ def fit_line(x: Sequence[float], y: Sequence[float]) -> Line:
 
 
 def measure_frames(bench: Bench) -> list[Series]:
-    """Median milliseconds of each stage against megapixels, a point for each size and round."""
+    """Mean milliseconds of each stage against megapixels, a point for each size and round: decoding is waiting for FFmpeg's
+    threads, which give several frames at once, and has no median that says anything."""
     found: dict[str, Series] = {}
     with tempfile.TemporaryDirectory() as folder:
         clips = resized_clips(bench.source, bench.options.frames, Path(folder))
         for number in range(bench.options.rounds + 1):
             for name in rotated(list(clips), number):
-                medians = stages_over(bench.engine, clips[name], Path(folder) / "polygons.jsonl")
+                means = stages_over(bench.engine, clips[name], Path(folder) / "polygons.jsonl")
                 if number:  # the first round warms up
-                    for stage, milliseconds in medians.items():
+                    for stage, milliseconds in means.items():
                         series = found.setdefault(stage, Series(stage, "megapixels", "ms per frame", "ms per megapixel"))
                         series.add(SIZES[name][0] * SIZES[name][1] / 1e6, milliseconds)
     return list(found.values())
@@ -227,10 +228,10 @@ def write_clip(path: Path, images: Sequence[U8], size: Size) -> Path:
 
 
 def stages_over(engine: Engine, path: Path, polygons: Path) -> dict[str, float]:
-    """Median milliseconds by stage of the loop from file to polygons in a file, with every frame painted, too."""
+    """Mean milliseconds by stage of the loop from file to polygons in a file, with every frame painted, too."""
     with open_source(str(path)) as source:
         summary = run(source, engine, [JsonlSink(polygons, overwrite=True), PainterSink()], Config())
-    return {STAGES.get(stage, stage): values[50] for stage, values in summary.stages.percentiles().items()}
+    return {STAGES.get(stage, stage): mean for stage, mean in summary.stages.means().items()}
 
 
 def rotated(items: list[str], by: int) -> list[str]:
@@ -589,7 +590,7 @@ def plots(found: Figures, report: Mapping[str, Any]) -> str:
     return page("Freespace scaling", sections)
 
 
-def draw_series(part: str, series: Series) -> str:
+def draw_series(part: str, series: Series, point: str = "a round") -> str:
     """The points and the line through them, from zero so that a slope looks as steep as it is."""
     line, most = series.line, max(series.x)
     axes = charts.Axes(0, most * 1.05, 0, max(*series.y, line.constant + line.slope * most) * 1.1)
@@ -601,7 +602,7 @@ def draw_series(part: str, series: Series) -> str:
     points = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in ends)
     fitted = f'<polyline points="{points}" fill="none" stroke="var(--c1)" stroke-width="1.5"/>'
     key = (
-        f'<span class="key c0">median of a round</span><span class="key c1">{line.slope * series.factor:.3g} ± '
+        f'<span class="key c0">{point}</span><span class="key c1">{line.slope * series.factor:.3g} ± '
         f"{line.slope_error * series.factor:.2g} {series.unit}</span>"
     )
     return charts.figure(f"{part}: {series.name}", charts.frame(axes, series.x_name, series.y_name) + dots + fitted, key)

@@ -147,15 +147,17 @@ def choose_model(model: Path | str | None, backend: str, precision: str) -> Mode
 
 def open_backend(contract: ModelContract, name: str, precision: str, threads: int, throughput: bool, say: Say) -> Engine:
     """Load a checked model into one backend. Raises as `open_engine`."""
+    from engine.contract import Mismatch
+
     backend = BACKENDS[name]
     if precision == "auto" and not backend.gpu:
         precision = "int8" if contract.quantised else "fp32"
     if precision not in ("auto", *backend.precisions):
-        raise ModelError(f"backend {name} computes in {' or '.join(backend.precisions)}, not {precision}")
+        raise Mismatch(f"backend {name} computes in {' or '.join(backend.precisions)}, not {precision}")
     if contract.quantised and precision not in ("auto", "int8"):
-        raise ModelError(f"{contract.path}: quantised, so it computes in int8 and not in {precision}")
+        raise Mismatch(f"{contract.path}: quantised, so it computes in int8 and not in {precision}")
     if precision == "int8" and not contract.quantised:
-        raise ModelError(f"{contract.path}: int8 takes a model with Q/DQ nodes; 'freespace calibrate quantize' makes one")
+        raise Mismatch(f"{contract.path}: int8 takes a model with Q/DQ nodes; 'freespace calibrate quantize' makes one")
     more: dict[str, object] = {"say": say} if backend.gpu else {}
     if throughput and backend.depth > 1:
         more["depth"] = backend.depth

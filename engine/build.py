@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from engine.contract import EngineError, ModelContract, ModelError
+from engine.contract import EngineError, Mismatch, ModelContract, ModelError
 from engine.graph import as_fp16, is_quantised, is_symmetric, load
 from engine.tensorrt_api import keeps_timings, make_logger, network_flags
 
@@ -48,16 +48,16 @@ def prepare_onnx(contract: ModelContract, options: PlanOptions) -> bytes:
         ModelError: the file cannot be had so.
     """
     if options.precision not in PRECISIONS:
-        raise ModelError(f"precision {options.precision!r}: wanted {', '.join(PRECISIONS)}")
+        raise Mismatch(f"precision {options.precision!r}: wanted {', '.join(PRECISIONS)}")
     if options.batch < 1:
         raise ModelError(f"batch {options.batch}: wanted 1 or more")
     model = load(contract, options.batch)
     if (options.precision == "int8") != is_quantised(model):
         if options.precision == "int8":
-            raise ModelError(f"{contract.path}: int8 takes a model with Q/DQ nodes; 'freespace calibrate quantize' makes one")
-        raise ModelError(f"{contract.path}: a quantised model is built with --precision int8")
+            raise Mismatch(f"{contract.path}: int8 takes a model with Q/DQ nodes; 'freespace calibrate quantize' makes one")
+        raise Mismatch(f"{contract.path}: a quantised model is built with --precision int8")
     if options.precision == "int8" and not is_symmetric(model):
-        raise ModelError(f"{contract.path}: TensorRT takes symmetric int8 only; quantise with --activations int8")
+        raise Mismatch(f"{contract.path}: TensorRT takes symmetric int8 only; quantise with --activations int8")
     if options.precision == "fp16":
         model = as_fp16(model)
     return bytes(model.SerializeToString())

@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from engine.contract import QUANTISING, ModelContract, ModelError
+from engine.contract import QUANTISING, Mismatch, ModelContract
 
 STAYS_FLOAT = {"Resize": (1, 2)}  # inputs that ONNX wants in float32 whatever the data are: region and scales
 FP16_LIMIT = 65504.0
@@ -21,10 +21,10 @@ def as_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy that computes in float16 between the same uint8 input and output.
 
     Raises:
-        ModelError: a weight is too large for float16, or the model is quantised already.
+        Mismatch: a weight is too large for float16, or the model is quantised already.
     """
     if is_quantised(model):
-        raise ModelError("a quantised model keeps the precision it was quantised in; take the float model for fp16")
+        raise Mismatch("a quantised model keeps the precision it was quantised in; take the float model for fp16")
     half = onnx.ModelProto()
     half.CopyFrom(model)
     kept = {node.input[i] for node in half.graph.node for i in STAYS_FLOAT.get(node.op_type, ()) if i < len(node.input)}
@@ -43,7 +43,7 @@ def as_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(half, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ModelError(f"the model does not become a valid one in float16: {first_line(error)}") from error
+        raise Mismatch(f"the model does not become a valid one in float16: {first_line(error)}") from error
     return half
 
 
@@ -54,7 +54,7 @@ def convert_tensor(tensor: TensorProto) -> None:
     values: NDArray[np.float32] = numpy_helper.to_array(tensor)
     largest = float(np.abs(values).max(initial=0.0))
     if largest > FP16_LIMIT:
-        raise ModelError(f"weight {tensor.name!r} holds {largest:g}, float16 ends at {FP16_LIMIT:g}; keep this model in fp32")
+        raise Mismatch(f"weight {tensor.name!r} holds {largest:g}, float16 ends at {FP16_LIMIT:g}; keep this model in fp32")
     flushed = np.where(np.abs(values) < FP16_SMALLEST, np.float32(0), values)
     tensor.CopyFrom(numpy_helper.from_array(flushed.astype(np.float16), tensor.name))
 
@@ -78,7 +78,7 @@ def with_input(model: onnx.ModelProto, size: tuple[int, int], batch: int) -> onn
     """A copy for inputs of ``size`` (width, height), ``batch`` images at a time, all dimensions fixed.
 
     Raises:
-        ModelError: the graph works at its own size only.
+        Mismatch: the graph works at its own size only.
     """
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
@@ -90,10 +90,10 @@ def with_input(model: onnx.ModelProto, size: tuple[int, int], batch: int) -> onn
     try:
         inferred = onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
-        raise ModelError(f"the network does not fit an input of {width}x{height}: {first_line(error)}") from error
+        raise Mismatch(f"the network does not fit an input of {width}x{height}: {first_line(error)}") from error
     found = tuple(d.dim_value for d in inferred.graph.output[0].type.tensor_type.shape.dim)
     if found != (batch, planes, height, width):
-        raise ModelError(
+        raise Mismatch(
             f"with an input of {width}x{height} and batch {batch} the output would be {found}; "
             "take a size that the network's stride divides, or export the model at this size"
         )
@@ -104,7 +104,7 @@ def at_size(contract: ModelContract, size: tuple[int, int]) -> ModelContract:
     """The contract of the same model at another input size (width, height), one image at a time.
 
     Raises:
-        ModelError: the network does not fit that size.
+        Mismatch: the network does not fit that size.
     """
     if size == contract.input_size:
         return contract

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from engine.base import Engine, EngineTimings, Scores
 from engine.contract import EngineError
-from engine.preprocess import PixelFormat
+from engine.preprocess import PixelFormat, Resampling, resample, to_bgr
 
 CLOSE_S = 5.0  # a device that hangs is not waited for any longer
 
@@ -25,6 +25,8 @@ class Request:
     """Images of one camera.
 
     Attributes:
+        resamplings: how each came, or comes, to the network's size.
+        preprocess_ms: what the camera's own thread spent on that.
         asked_ns: when, on `time.perf_counter_ns`.
         taken: that the engine has them, and they may be reused.
         scores: of them, or why there are none.
@@ -32,6 +34,8 @@ class Request:
 
     images: Sequence[NDArray[np.uint8]]
     pixel_format: PixelFormat
+    resamplings: tuple[Resampling, ...]
+    preprocess_ms: float = 0.0
     asked_ns: int = field(default_factory=time.perf_counter_ns)
     taken: threading.Event = field(default_factory=threading.Event)
     scores: Future[Scores] = field(default_factory=Future)
@@ -146,22 +150,38 @@ class Share(Engine):
         self.name, self.device, self.precision = engine.name, engine.device, engine.precision
         self.reason, self.depth = engine.reason, engine.depth
         self._shared = shared
+        self._resamples = type(engine).submit is Engine.submit  # else the device does
         self._asked: deque[Request] = deque()
         self._closed = False
 
     def submit(self, images: Sequence[NDArray[np.uint8]], pixel_format: PixelFormat = "bgr") -> None:
-        """As `Engine.submit`, and returns when it is this share's turn; at most as many images as one batch holds."""
+        """As `Engine.submit`, and returns when it is this share's turn; at most as many images as one batch holds.
+
+        Where the processor resamples, it does so here, in the camera's thread: the network does not wait for it.
+        """
         if self._closed:
             raise EngineError("the engine is closed")
         if len(self._asked) >= self.depth:
             raise RuntimeError(f"{self.depth} batches are on their way already; collect one first")
-        self.resamplings(images, pixel_format)  # what is wrong with these images is no matter of the others
+        started = time.perf_counter_ns()
+        resamplings = self.resamplings(images, pixel_format)  # what is wrong with these images is no matter of the others
         if len(images) > self._shared.most:
             raise ValueError(f"{len(images)} images, but {self._shared.most} are taken at a time")
-        request = Request(images, pixel_format)
+        if self._resamples:
+            images, pixel_format = self._resampled(images, resamplings, pixel_format), "bgr"
+        request = Request(images, pixel_format, resamplings, (time.perf_counter_ns() - started) / 1e6)
         self._shared.ask(request)
         self._asked.append(request)
         request.taken.wait()
+
+    def _resampled(
+        self, images: Sequence[NDArray[np.uint8]], resamplings: Sequence[Resampling], pixel_format: PixelFormat
+    ) -> Sequence[NDArray[np.uint8]]:
+        """At the network's size, each in memory of this share's that holds until the engine has taken them."""
+        batch = self._next_input(len(images))
+        for image, resampling, slot in zip(images, resamplings, batch, strict=True):
+            resample(to_bgr(image, pixel_format), resampling, slot)
+        return list(batch)
 
     def collect(self) -> Scores:
         if not self._asked:
@@ -196,6 +216,6 @@ def deliver(batch: list[Request], scores: Scores) -> None:
         part = (last - first) / len(scores.resamplings)
         preprocess_ms, h2d_ms, d2h_ms = (ms * part for ms in (whole.preprocess_ms, whole.h2d_ms, whole.d2h_ms))
         infer_ms = max(0.0, (now - request.asked_ns) / 1e6 - preprocess_ms - h2d_ms - d2h_ms)
-        timings = EngineTimings(preprocess_ms, infer_ms, h2d_ms, d2h_ms)
-        request.scores.set_result(Scores(scores.values[first:last], scores.planes, scores.resamplings[first:last], timings))
+        timings = EngineTimings(request.preprocess_ms + preprocess_ms, infer_ms, h2d_ms, d2h_ms)
+        request.scores.set_result(Scores(scores.values[first:last], scores.planes, request.resamplings, timings))
         first = last

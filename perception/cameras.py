@@ -39,6 +39,7 @@ from perception.session import (
 from perception.sinks import Sink, check_outputs, open_sinks
 from perception.sinks.remarks import RemarksSink
 
+LAST_PORT = 65535
 KNOWN = (FreespaceError, EngineError, ModelError)  # errors that are a sentence for the user
 
 
@@ -202,6 +203,9 @@ def check_cameras(configs: Mapping[str, Config]) -> None:
             raise BadInput(f"camera {name}: {error}") from error
     pages = [c.output.serve for c in configs.values()]
     metrics = [c.output.metrics for c in configs.values() if c.output.metrics != c.output.serve]
+    for address in (*pages, *metrics):
+        if address and (port := address.rpartition(":")[2]).isdigit() and int(port) > LAST_PORT:
+            raise BadInput(f"{address}: there is no such port: each camera takes one, from the given one on; give a lower one")
     taken = Counter(address for address in (*pages, *metrics) if address and not address.endswith(":0"))
     if twice := [address for address, count in taken.items() if count > 1]:
         raise BadInput(f"{twice[0]}: is wanted twice: --serve and --metrics take a port for each camera, from the given one on")

@@ -29,6 +29,13 @@ class Stages:
         for stage, value in milliseconds.items():
             self.add(stage, value)
 
+    def means(self) -> dict[str, float]:
+        """Stage -> milliseconds, in the order in which the stages first came."""
+        return {
+            stage: float(self._rings[stage][: min(count, self._window)].mean(dtype=np.float64))
+            for stage, count in list(self._counts.items())
+        }
+
     def percentiles(self) -> dict[str, dict[int, float]]:
         """Stage -> percentile -> milliseconds, in the order in which the stages first came."""
         return {

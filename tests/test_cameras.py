@@ -265,6 +265,8 @@ def test_settings_of_each_camera_from_a_file(clips: Path, tiny_model: Path) -> N
         (["a.mp4", "b.mp4", "--polygons", "x.jsonl"], "camera b: x-b.jsonl: exists already"),
         (["a.mp4", "b=b.mp4", "--out", "../{here}/clip.mp4", "--overwrite"], "clip-b.mp4: is the source itself"),
         (["a.mp4", "b.mp4", "--serve", "127.0.0.1:8080", "--metrics", "127.0.0.1:8081"], "127.0.0.1:8081: is wanted twice"),
+        (["a.mp4", "b.mp4", "--serve", "127.0.0.1:65535"], "127.0.0.1:65536: there is no such port"),
+        (["a.mp4", "b.mp4", "--metrics", "127.0.0.1:65535"], "127.0.0.1:65536: there is no such port"),
         (["a.mp4", "b.mp4", "--plane", "sky"], "polygons.plane"),
         (["a.mp4", "b.mp4", "--polygons", "p.jsonl", "--loop", "--append"], "camera a: --append and --loop exclude"),
     ],

@@ -7,6 +7,7 @@ import math
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -20,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks import peer_loops, peers, scaling
+from benchmarks import cameras, peer_loops, peers, scaling
 from benchmarks.peer_loops import (
     Found,
     Network,
@@ -45,6 +46,7 @@ from engine.preprocess import fit
 from perception.config import PolygonConfig
 from perception.errors import BadInput
 from perception.polygons import extract
+from perception.timing import Stages
 
 WIDTH, HEIGHT = 64, 32
 DRIVABLE = [[0.0, 0.0, 0.0], [-1.0, 1.0, 0.0]]  # rows: the rest, the class; columns: R, G, B
@@ -391,6 +393,26 @@ def test_rounds_rotate_and_the_first_one_warms_up(capsys: pytest.CaptureFixture[
         peers.in_turn({"a": lambda: made_up(1.0), "b": lambda: made_up(1.0, frames=8)}, 2)
 
 
+def test_decoding_that_comes_in_bursts_is_a_mean(
+    twin_network: Network, tiny_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bursts = [0.0, 0.0, 0.0, 40.0, 0.0, 0.0, 0.0, 40.0]
+    stages = Stages()
+    for milliseconds in bursts:
+        stages.add("decode", milliseconds)
+    assert stages.means() == {"decode": 10.0}
+    summary = SimpleNamespace(frames=len(bursts), stages=stages)
+    clip = road_video(tmp_path / "road.mp4", 3)
+    for module in (peers, scaling):
+        monkeypatch.setattr(module, "run", lambda *_: summary)
+    played = peers.play_freespace(tiny_engine, str(clip), 1.0, False, False)
+    assert played.stages["decode"] == [10.0]
+    assert scaling.stages_over(tiny_engine, clip, tmp_path / "p.jsonl")["decode"] == 10.0
+    peer = peers.Round(len(bursts), 1.0, 1.0, {"decode": bursts})
+    rows = peers.summarise({"p": [peer, peer]}, {"p": {}}, "p", None, {})
+    assert rows["p"]["stages_ms"]["decode"] == 10.0
+
+
 def test_all_see_the_same_frames(twin_network: Network, tiny_engine: Engine, tmp_path: Path) -> None:
     clip = str(road_video(tmp_path / "road.mp4", 10))
     theirs = peers.play_peer(twinlitenet(twin_network), clip, 0.6, True)
@@ -473,6 +495,23 @@ def test_a_straight_line_has_no_error() -> None:
     assert (line.slope, line.constant) == pytest.approx((2, 3))
     assert (line.slope_error, line.constant_error) == pytest.approx((0, 0), abs=1e-9)
     assert math.isnan(scaling.fit_line([1, 2], [1, 5]).slope_error)
+
+
+def test_cameras_are_fitted_and_plotted() -> None:
+    def row(count: int, pace: str) -> dict[str, Any]:
+        figures = {"fps": 50.0 - count, "memory MB": 100.0 + 20 * count, "cpu ms a frame": 9.0}
+        return {"cameras": count, "way": "one by one", "pace": pace, **{k: {"median": v} for k, v in figures.items()}}
+
+    rows = [row(count, "flat out") for count in (1, 2, 4, 8)] + [row(1, "paced")]
+    assert cameras.slopes(rows) == {
+        "fps for one more camera, one by one, flat out": -1.0,
+        "cpu ms a frame for one more camera, one by one, flat out": 0.0,
+        "memory MB for one more camera, one by one, flat out": 20.0,
+    }
+    drawn = cameras.plots(rows)
+    assert drawn.count("<svg") == 3
+    assert drawn.count("<circle") == 3 * 4
+    assert drawn.count("<polyline") == 3
 
 
 def test_made_up_scores_hold_what_they_promise() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import engine.shared
 from engine import open_engine
 from engine.base import Engine, Scores
 from engine.contract import EngineError
+from engine.preprocess import PixelFormat, Resampling
 from engine.shared import Request, SharedEngine
 
 SOON_S = 5.0  # longer than anything here takes; only a failing test waits for it
@@ -28,6 +29,7 @@ class Stepped(Engine):
 
     Attributes:
         served: numbers in each batch so far, in order.
+        sizes: of the images it was handed.
         entered: released when a batch is begun.
     """
 
@@ -37,9 +39,14 @@ class Stepped(Engine):
         super().__init__(contract)
         self.batch, self.fails_at = batch, fails_at
         self.served: list[list[int]] = []
+        self.sizes: list[tuple[int, ...]] = []
         self.closed = 0
         self.steps = threading.Semaphore(0) if steps else None
         self.entered = threading.Semaphore(0)
+
+    def resamplings(self, images: Sequence[NDArray[np.uint8]], pixel_format: PixelFormat) -> tuple[Resampling, ...]:
+        self.sizes += [image.shape[:2] for image in images]
+        return super().resamplings(images, pixel_format)
 
     def infer(self, batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
         numbers = [number_of(image) for image in batch]
@@ -58,6 +65,13 @@ class Stepped(Engine):
 
     def close(self) -> None:
         self.closed += 1
+
+
+class Device(Stepped):
+    """Resamples by itself."""
+
+    def submit(self, images: Sequence[NDArray[np.uint8]], pixel_format: PixelFormat = "bgr") -> None:
+        super().submit(images, pixel_format)
 
 
 class Asker(threading.Thread):
@@ -180,8 +194,17 @@ def test_an_image_may_be_reused_once_it_is_taken(shared_steps: tuple[SharedEngin
     assert seen == [3]
 
 
+@pytest.mark.parametrize(("kind", "size"), [(Stepped, (32, 64)), (Device, (480, 640))])
+def test_a_processor_resamples_in_the_cameras_thread(tiny_engine: Engine, kind: type[Stepped], size: tuple[int, int]) -> None:
+    engine = kind(tiny_engine.contract)
+    with SharedEngine(engine) as shared:
+        scores = shared.share().segment([numbered_image(1, 640, 480)])
+    assert engine.sizes == [size]
+    assert scores.resamplings[0].frame_size == (640, 480)
+
+
 def test_images_of_different_formats_do_not_share_a_batch(tiny_engine: Engine) -> None:
-    stepped = Stepped(tiny_engine.contract, steps=True, batch=8)
+    stepped = Device(tiny_engine.contract, steps=True, batch=8)
     with SharedEngine(stepped) as shared:
         assert stepped.steps
         first = Asker(shared.share(), 1, count=1)

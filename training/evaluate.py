@@ -95,6 +95,17 @@ def evaluate_model(
 ) -> dict[Row, Result]:
     """Results per data set, condition and plane over the labelled images of ``split`` below ``data``: see `evaluate_samples`.
 
+    Raises as `samples_of`.
+    """
+    samples = samples_of(data, split, splits)
+    if seen := trained_on(engine.contract.metadata, samples):
+        print(f"note: the model was trained on {seen} of these {len(samples)} images; give its --splits", file=sys.stderr)
+    return evaluate_samples(engine, samples, data, threshold)
+
+
+def samples_of(data: Path, split: str, splits: Path | None = None) -> list[Sample]:
+    """The labelled images of ``split`` below ``data``.
+
     ``splits`` is a file as `training.splits` reads it, such as the one that a training run leaves behind.
 
     Raises:
@@ -106,9 +117,7 @@ def evaluate_model(
     samples = split_samples(find_samples(data), file=splits)[split]
     if not samples:
         raise ValueError(f"no labelled images in split {split!r} below {data}")
-    if seen := trained_on(engine.contract.metadata, samples):
-        print(f"note: the model was trained on {seen} of these {len(samples)} images; give its --splits", file=sys.stderr)
-    return evaluate_samples(engine, samples, data, threshold)
+    return samples
 
 
 def trained_on(metadata: Mapping[str, str], samples: Sequence[Sample]) -> int:

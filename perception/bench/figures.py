@@ -16,6 +16,7 @@ DRIFT_LIMIT = 0.05
 SLOW_LIMIT = 0.05
 LEVEL = 0.95
 RESAMPLES = 4000
+LEAST_INDEPENDENT = 3.5
 BINS = 60
 POINTS = 300
 SHOWN_QUANTILE = 0.995  # where a histogram ends
@@ -86,7 +87,8 @@ def geometric_mean(values: F64) -> F64:
 def interval(
     values: Sequence[float], statistic: Callable[[F64], F64] = geometric_mean, level: float = LEVEL, seed: int = 0
 ) -> tuple[float, float, float]:
-    """(value, low, high) of a statistic of positive numbers, by bootstrap over them (Efron 1979), widened for few (`widening`).
+    """(value, low, high) of a statistic of positive numbers, by bootstrap over them (Efron 1979), widened for few and for
+    those that resemble their neighbours (`widening`).
 
     Ratios of windows measured in turn are such numbers, too. With fewer than two nothing is known: low is 0, high infinite.
     """
@@ -96,7 +98,7 @@ def interval(
         return value, 0.0, float("inf")
     rng = np.random.default_rng(seed)
     drawn = statistic(data[rng.integers(len(data), size=(RESAMPLES, len(data)))])
-    return (value, *limits(value, drawn, len(data), level))
+    return (value, *limits(value, drawn, level, widening(len(data), level, repetition(data))))
 
 
 def ratio_interval(
@@ -109,23 +111,39 @@ def ratio_interval(
         return value, 0.0, float("inf")
     rng = np.random.default_rng(seed)
     drawn = [geometric_mean(x[rng.integers(len(x), size=(RESAMPLES, len(x)))]) for x in (a, b)]
-    return (value, *limits(value, drawn[0] / drawn[1], min(len(a), len(b)), level))
+    wide = widening(min(len(a), len(b)), level, repetition(a, b))
+    return (value, *limits(value, drawn[0] / drawn[1], level, wide))
 
 
-def limits(value: float, drawn: F64, count: int, level: float) -> tuple[float, float]:
-    """Percentile limits, their distance from ``value`` stretched by `widening` on a logarithmic scale."""
+def limits(value: float, drawn: F64, level: float, wide: float) -> tuple[float, float]:
+    """Percentile limits, their distance from ``value`` stretched ``wide`` times on a logarithmic scale."""
     low, high = np.quantile(np.log(drawn), [(1 - level) / 2, (1 + level) / 2]) - np.log(value)
-    wide = widening(count, level)
     return float(value * np.exp(wide * min(low, 0.0))), float(value * np.exp(wide * max(high, 0.0)))
 
 
-def widening(count: int, level: float) -> float:
+def repetition(*series: F64) -> float:
+    """How many consecutive values tell as much as one that is independent; 1 where none resembles the one before it.
+
+    ``(1 + r) / (1 - r)`` of a first-order process, r the correlation of neighbours in all series together, corrected by
+    ``1 / n`` for its bias; negative ones count as 0. At least `LEAST_INDEPENDENT` values are taken to be left.
+    """
+    logs = [np.log(values) - np.log(values).mean() for values in series]
+    spread, count = sum(float(own @ own) for own in logs), min(map(len, logs))
+    if spread == 0:
+        return 1.0
+    r = sum(float(own[1:] @ own[:-1]) for own in logs) / spread + 1 / count
+    r = min(max(r, 0.0), 0.99)
+    return max(1.0, min((1 + r) / (1 - r), count / LEAST_INDEPENDENT))
+
+
+def widening(count: int, level: float, repeated: float = 1.0) -> float:
     """How much wider an interval from ``count`` values must be than the percentile bootstrap's to hold what it promises.
 
-    ``sqrt(n / (n - 1)) * t / z`` (Hesterberg 2015, "What teachers should know about the bootstrap", 5.4), Student's t by the
-    first terms of its expansion in 1 / (n - 1) (Abramowitz and Stegun 26.7.5).
+    ``sqrt(f n / (n - f)) * t / z``: for f = 1 Hesterberg 2015, "What teachers should know about the bootstrap", 5.4; f is
+    `repetition`, by which the variance of a mean is larger (Bayley and Hammersley 1946). Student's t by the first terms of its
+    expansion in 1 / (n - 1) (Abramowitz and Stegun 26.7.5).
     """
     z, freedom = NormalDist().inv_cdf((1 + level) / 2), count - 1
     terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
     t = z + sum(term / freedom**power for power, term in enumerate(terms, 1))
-    return float(np.sqrt(count / freedom) * t / z)
+    return float(np.sqrt(repeated * count / (count - repeated)) * t / z)

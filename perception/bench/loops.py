@@ -47,11 +47,13 @@ class Samples:
         at_s: when each result was there, since ``began_ns``.
         stages: milliseconds by stage, one for each result.
         frames: results; with a batch there are more frames than entries.
+        mean_of: runs of the network that each entry is the mean of.
     """
 
     began_ns: int = 0
     seconds: float = 0.0
     frames: int = 0
+    mean_of: int = 1
     at_s: list[float] = field(default_factory=list)
     stages: dict[str, list[float]] = field(default_factory=dict)
     cpu_s: float = 0.0
@@ -153,7 +155,7 @@ def resident_window(material: Material, load: Load, seconds: float) -> Samples:
     runs = RESIDENT_RUNS if load == "flat-out" else 1
     engine.segment(list(material.batches[0]))  # something to work on
     engine.infer_resident(runs)
-    samples, before = Samples(), usage.now()
+    samples, before = Samples(mean_of=runs), usage.now()
     samples.began_ns = before.at_ns
     while len(samples.at_s) < FEWEST or samples.at_s[-1] < seconds:
         started = time.perf_counter_ns()

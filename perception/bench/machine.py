@@ -129,6 +129,23 @@ def clip_sha256(uri: str, live: bool) -> str | None:
     return digest.hexdigest()
 
 
+def code_sha256(root: Path) -> str:
+    """Of the code that is measured, by its bytes: in a changed checkout, and where there is none, too."""
+    digest = hashlib.sha256()
+    for folder in ("engine", "calibration", "perception", "training"):
+        for file in sorted(p for p in (root / folder).rglob("*") if p.suffix in (".py", ".cu", ".cuh")):
+            digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def folder_sha256(folder: Path) -> str:
+    """Of names, sizes and times of all files below ``folder``: what is in them may be too much to read."""
+    known = sorted(
+        (str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()
+    )
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+
+
 def config_sha256(config: Config) -> str:
     """Of the settings that differ from the defaults, but for those of the engine, which are told on their own, and names."""
     changed = config.model_dump(

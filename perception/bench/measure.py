@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -39,12 +39,13 @@ from perception.bench.sensors import Sampler, open_sensors
 from perception.bench.variants import EVALUATION_LIMIT_S, Variant, Worker
 from perception.bench.workload import WORKLOAD
 from perception.capture.uri import redacted
-from perception.errors import BadInput, tell
+from perception.errors import BadInput, FreespaceError, tell
 
 HEADLINES: dict[Load, str] = {"one-at-a-time": "total", "source-rate": "age", "flat-out": "total"}
 WARM_UP_PART = 0.3  # of a window is one of the warm-up
 WARM_UP_MOST = 12  # windows; then it is measured all the same, and said
 WORKLOAD_S = 0.1  # each round, for each side
+NO_ACCURACY = "accuracy could not be measured"
 OTHERS_LIMIT = 0.05  # of the cores may be taken by other programs before that is noted
 
 Loop = Callable[[float], Samples]
@@ -81,7 +82,8 @@ def measure(
 
     Args:
         source: URI.
-        beside: other loops that have a window of so many seconds in each round, too, and return frames per second.
+        beside: other loops that are warmed up by the same rule, have a window of so many seconds in each round, too, in the
+            same rotation, and return frames per second.
 
     Returns:
         the report, and the frames per second of ``beside`` by round.
@@ -91,40 +93,52 @@ def measure(
     """
     if settings.batch > 1 and settings.modes != ["engine"]:
         raise BadInput("--batch: the loop takes one frame at a time; measure batches with --mode engine")
-    machine = describe_machine()
-    colds = {label: cold_starts(source, variant, settings, say) for label, variant in variants.items()}
+    machine, loops = describe_machine(), dict(beside or {})
+    colds = cold_starts(source, variants, settings, say)
     with ExitStack() as stack:
         workers = {label: open_workers(stack, source, v, settings, say) for label, v in variants.items()}
         facts = {label: next(iter(w.values())).facts for label, w in workers.items()}
         clip = describe_clip(source, next(iter(facts.values()))["clip"])
         on_gpu = any(f["engine"]["device"] != "CPU" for f in facts.values())
-        sensors, notes = open_sensors(on_gpu, bool(machine.board))
+        bus = next((found for f in facts.values() if (found := f.get("bus"))), None)
+        sensors, notes = open_sensors(on_gpu, bool(machine.board), bus)
         sampler = stack.enter_context(Sampler(sensors))
         cases: dict[Key, Running] = {}
         for label, own in workers.items():
             for mode in settings.modes:
                 for load in loads_of(mode, clip.live):
                     cases[label, mode, load] = Running(loop_of(own[load == "flat-out"], mode, load))
+        if labelled:
+            for own in workers.values():
+                check_images(own[max(own)], labelled)
         say("warming up")
         for (label, mode, load), case in cases.items():
             case.warm_up = warm_up(case.loop, HEADLINES[load], settings.window_s)
             if not case.warm_up.settled:
                 notes.append(f"{label}, {mode}, {load}: the warm-up did not settle within 2 % in {WARM_UP_MOST} windows")
+        for name, loop in loops.items():
+            if not warm_up_beside(loop, settings.window_s):
+                notes.append(f"{name}: the warm-up did not settle within 2 % in {WARM_UP_MOST} windows")
         workload_ms: dict[str, list[float]] = {label: [] for label in variants}
-        rates: dict[str, list[float]] = {name: [] for name in beside or {}}
+        rates: dict[str, list[float]] = {name: [] for name in loops}
         for number in range(settings.rounds):
             say(f"round {number + 1} of {settings.rounds}")
             for label, own in rotated(list(workers.items()), number):
                 workload_ms[label].append(float(next(iter(own.values())).ask(do="workload", seconds=WORKLOAD_S)["ms"]))
-            for case in in_turn(cases, number):
-                case.windows.append(case.loop(settings.window_s))
-            for name, loop in (beside or {}).items():
-                rates[name].append(loop(settings.window_s))
+            for turn in in_turn(cases, number, list(rates)):
+                if isinstance(turn, str):
+                    rates[turn].append(loops[turn](settings.window_s))
+                else:
+                    turn.windows.append(turn.loop(settings.window_s))
         accuracies: dict[str, Accuracy | None] = {}
         for label, own in workers.items():
+            accuracies[label] = None
             if labelled:
                 say(f"accuracy on {labelled.data}, split {labelled.split}")
-            accuracies[label] = evaluate(own[max(own)], labelled) if labelled else None
+                try:
+                    accuracies[label] = evaluate(own[max(own)], labelled)
+                except FreespaceError as error:
+                    notes.append(f"{label}: {NO_ACCURACY}: {error}")
         whole = {
             key: summary(case, key[1], key[2], workers[key[0]][key[2] == "flat-out"], machine, clip, sampler)
             for key, case in cases.items()
@@ -147,6 +161,8 @@ def measure(
         for label, variant in variants.items()
     ]
     for (label, mode, load), done in whole.items():
+        if (runs := cases[label, mode, load].windows[0].mean_of) > 1:
+            notes.append(of_means(f"{label}, {mode}, {load}", runs))
         if done.invalid:
             frames = sum(w.frames for w in done.windows)
             notes.append(f"{label}, {mode}, {load}: {done.invalid} of {frames} results were not valid")
@@ -194,15 +210,20 @@ def depth_of(workers: Mapping[bool, Worker]) -> int:
     return int(workers[True].facts["engine"]["depth"])
 
 
-def cold_starts(source: str, variant: Variant, settings: Settings, say: Callable[[str], None]) -> Cold | None:
-    if not settings.cold_starts:
-        return None
-    say(f"{settings.cold_starts} cold starts of {variant.what}")
-    starts = []
-    for _ in range(settings.cold_starts):
-        with Worker(variant, source, throughput=True) as worker:
-            starts.append(worker.facts["cold_s"])
-    return Cold(**{name: [start[name] for start in starts] for name in starts[0]})
+def cold_starts(
+    source: str, variants: Mapping[str, Variant], settings: Settings, say: Callable[[str], None]
+) -> dict[str, Cold | None]:
+    """Of each variant, by its label, in turn."""
+    starts: dict[str, list[dict[str, float]]] = {label: [] for label in variants}
+    for number in range(settings.cold_starts):
+        say(f"cold start {number + 1} of {settings.cold_starts}")
+        for label in rotated(list(variants), number):
+            with Worker(variants[label], source, throughput=True) as worker:
+                starts[label].append(worker.facts["cold_s"])
+    return {
+        label: Cold(**{name: [start[name] for start in own] for name in own[0]}) if own else None
+        for label, own in starts.items()
+    }
 
 
 def loop_of(worker: Worker, mode: Mode, load: Load) -> Loop:
@@ -210,8 +231,16 @@ def loop_of(worker: Worker, mode: Mode, load: Load) -> Loop:
 
 
 def evaluate(worker: Worker, labelled: Labelled) -> Accuracy:
-    request = {"data": str(labelled.data), "split": labelled.split, "splits": labelled.splits and str(labelled.splits)}
-    return Accuracy(**worker.ask(EVALUATION_LIMIT_S, do="evaluate", **request))
+    return Accuracy(**worker.ask(EVALUATION_LIMIT_S, do="evaluate", **request_of(labelled)))
+
+
+def check_images(worker: Worker, labelled: Labelled) -> None:
+    """Raises BadInput: there is nothing to evaluate."""
+    worker.ask(EVALUATION_LIMIT_S, do="samples", **request_of(labelled))
+
+
+def request_of(labelled: Labelled) -> dict[str, str | None]:
+    return {"data": str(labelled.data), "split": labelled.split, "splits": str(labelled.splits) if labelled.splits else None}
 
 
 def describe_clip(source: str, found: dict[str, Any]) -> Clip:
@@ -230,12 +259,22 @@ def warm_up(loop: Loop, headline: str, window_s: float) -> WarmUp:
     return WarmUp(medians_ms=medians, settled=settled(medians))
 
 
-def in_turn(cases: Mapping[Key, Running], number: int) -> list[Running]:
-    """The order of a round: the cases rotate, the sides of one case come one after the other, in every other round reversed."""
-    together: dict[tuple[Mode, Load], list[Running]] = {}
+def warm_up_beside(loop: Callable[[float], float], window_s: float) -> bool:
+    """As `warm_up`, of milliseconds per frame; whether they came to agree."""
+    spent: list[float] = []
+    while not settled(spent) and len(spent) < WARM_UP_MOST:
+        spent.append(1e3 / loop(WARM_UP_PART * window_s))
+    return settled(spent)
+
+
+def in_turn(cases: Mapping[Key, Running], number: int, beside: Sequence[str] = ()) -> list[Running | str]:
+    """The order of a round: the cases, and what is measured ``beside``, rotate; the sides of one case come one after the other,
+    in every other round reversed."""
+    together: dict[tuple[Mode, Load], list[Running | str]] = {}
     for (_, mode, load), case in cases.items():
         together.setdefault((mode, load), []).append(case)
-    return [case for sides in rotated(list(together.values()), number) for case in sides[:: -1 if number % 2 else 1]]
+    turns = [*together.values(), *([name] for name in beside)]
+    return [one for sides in rotated(turns, number) for one in sides[:: -1 if number % 2 else 1]]
 
 
 def rotated(items: list[Any], by: int) -> list[Any]:
@@ -322,6 +361,10 @@ def window_record(number: int, samples: Samples, headline: str, began_ns: int, p
         invalid=samples.invalid,
         power_w=float(np.mean(power_w)) if power_w else None,
     )
+
+
+def of_means(case: str, runs: int) -> str:
+    return f"{case}: each time is the mean of {runs} runs in a row: p95, p99, max and jitter are of such means, not of frames"
 
 
 def spread(values: list[float]) -> Spread:

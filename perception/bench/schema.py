@@ -108,7 +108,7 @@ class Window(Record):
         p50_ms, p95_ms: of the case's headline stage.
         cpu_ms: processor time of the process per frame, all threads.
         cores_used: of the process, on average.
-        others_cores: what the rest of the machine used meanwhile; None where it cannot be told.
+        others_cores: of those the process may use, what other programs used meanwhile; None where it cannot be told.
         rss_mb: resident memory at the end, without the frames that the benchmark itself keeps.
         threads: of the process.
         dropped: frames lost, in the source and for want of time.
@@ -194,9 +194,9 @@ class Cold(Record):
     """Starts in fresh processes, seconds each; files are in the system's cache.
 
     Attributes:
-        imports: from the start of the process until all of it is imported.
+        imports: from the start of the process until all of it is imported, the command line included.
         open_engine: reading the model, loading or building it.
-        first_result: opening the source, and its first frame to its result.
+        first_result: opening the source and an output, and its first frame to its line there.
         total: all of these.
     """
 
@@ -230,6 +230,8 @@ class Accuracy(Record):
 
 
 class EngineFacts(Record):
+    """Attributes: network: the architecture, as the model file names it; empty where it does not."""
+
     backend: str
     precision: str
     device: str
@@ -239,6 +241,7 @@ class EngineFacts(Record):
     input_size: tuple[int, int]
     model: str
     model_sha256: str
+    network: str = ""
     planes: list[str]
 
 

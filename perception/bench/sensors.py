@@ -37,18 +37,20 @@ class Sensor(ABC):
 
 
 class NvmlSensor(Sensor):
-    """The NVIDIA GPU of an index, through NVML. Raises whatever ``nvml`` raises where there is none.
+    """An NVIDIA GPU, through NVML. Raises whatever ``nvml`` raises where there is none.
 
     Args:
         nvml: the module ``pynvml`` (package nvidia-ml-py).
+        bus: PCI bus id of the GPU that is measured: NVML counts those of the machine, CUDA those that are visible to it. The
+            first of all where it is not known.
     """
 
     power_source = "GPU board"
 
-    def __init__(self, nvml: Any, index: int = 0) -> None:
+    def __init__(self, nvml: Any, bus: str | None = None) -> None:
         self._nvml = nvml
         nvml.nvmlInit()
-        self._gpu = nvml.nvmlDeviceGetHandleByIndex(index)
+        self._gpu = nvml.nvmlDeviceGetHandleByPciBusId(bus.encode()) if bus else nvml.nvmlDeviceGetHandleByIndex(0)
 
     def read(self) -> Readings:
         nvml, gpu, readings = self._nvml, self._gpu, Readings()
@@ -198,12 +200,13 @@ class ProcessorSensor(Sensor):
         return {}
 
 
-def open_sensors(gpu: bool, jetson: bool) -> tuple[list[Sensor], list[str]]:
+def open_sensors(gpu: bool, jetson: bool, bus: str | None = None) -> tuple[list[Sensor], list[str]]:
     """All that work here, and a note for each that ought to.
 
     Args:
         gpu: whether the network runs on an NVIDIA GPU.
         jetson: whether this is one.
+        bus: PCI bus id of that GPU, where it is known.
     """
     sensors: list[Sensor] = [ProcessorSensor()]
     notes: list[str] = []
@@ -215,7 +218,7 @@ def open_sensors(gpu: bool, jetson: bool) -> tuple[list[Sensor], list[str]]:
     else:
         if gpu:
             try:
-                sensors.append(NvmlSensor(import_module("pynvml")))
+                sensors.append(NvmlSensor(import_module("pynvml"), bus))
             except Exception as error:
                 notes.append(f"no figures of the GPU's load, power, clocks: {error}; pip install nvidia-ml-py")
         with suppress(OSError, ValueError):

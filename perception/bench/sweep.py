@@ -12,20 +12,20 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from engine import DEFAULT_MODEL, ModelError, choose_model, read_contract
+from engine import BACKENDS, ModelError, choose_model
 from engine.files import write_whole
 from perception.bench.charts import draw_pareto
-from perception.bench.machine import clip_sha256, describe_machine
-from perception.bench.measure import Labelled, measure
+from perception.bench.machine import clip_sha256, code_sha256, describe_machine, folder_sha256
+from perception.bench.measure import NO_ACCURACY, Labelled, measure
 from perception.bench.page import listed, page, table
-from perception.bench.schema import MODES, Case, Record, Report, Settings
+from perception.bench.schema import MODES, Case, Record, Report, Settings, Side
 from perception.bench.text import Rows, aligned, markdown_table
-from perception.bench.variants import Variant, changed
+from perception.bench.variants import ROOT, NoSuchCombination, Variant, changed
 from perception.capture.uri import parse
 from perception.config import Config
 from perception.errors import BadInput, FreespaceError, tell
 
-BROKEN = 0.02  # of IoU below the best of the same model's: an export that lost something
+BROKEN = 0.02  # of IoU below the best of the same network's (`family`): an export that lost something
 HEAD = ["cell", "FPS", "95 %", "p50 ms", "p99 ms", "CPU ms", "RSS MB", "J/frame", "IoU", "front", "remark"]
 
 
@@ -51,7 +51,8 @@ class Cell(Record):
 
     Attributes:
         key: hash of all that the result depends on: a cell of another key is measured again.
-        state: ``done``; ``impossible``: there is no such combination; ``failed``: tried again the next time.
+        state: ``done``; ``impossible``: there is no such combination, whatever is installed; ``failed``: tried again the
+            next time.
     """
 
     name: str
@@ -70,49 +71,58 @@ def sweep(
     out: Path,
     say: Callable[[str], None] = tell,
 ) -> list[Cell]:
-    """Measure what ``out`` does not hold yet, a JSON for each cell, and write the pages over all of them.
+    """Measure what ``out`` does not hold yet, a JSON for each cell, and after each the pages over all that are there.
 
     Raises:
+        KeyboardInterrupt: as it came; what is there is said.
         BadInput: the source cannot be read, or not one cell can be measured.
     """
     if parse(source).live:
         raise BadInput("a sweep wants a recording: of a live source no two cells get the same frames")
-    wanted = axes.cells()
+    wanted = list({name_of(values): values for values in axes.cells()}.values())  # the same thing twice is one cell
     if max(axes.batches) > 1 and "engine" not in settings.modes:  # else there were nothing to set the batches beside
         settings = settings.model_copy(update={"modes": ["engine", *settings.modes]})
-    machine, clip = describe_machine(), clip_sha256(source, live=False)
-    cells = []
+    fixed = surroundings(source, labelled)
+    cells: list[Cell] = []
     for number, values in enumerate(wanted, 1):
         name = name_of(values)
-        place = out / f"{name}.json"
         own = settings.model_copy(update={"batch": values.get("batch", 1)})
         if own.batch > 1:
             own = own.model_copy(update={"modes": ["engine"]})
-        depends = [machine.cpu, machine.cores, clip, own.model_dump(), identity(values, config), str(labelled)]
+        depends = [fixed, own.model_dump(), identity(values, config)]
         key = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()
-        cell = read_cell(place, key)
+        cell = read_cell(out / f"{name}.json", key)
         if cell is None:
             say(f"cell {number} of {len(wanted)}: {name}")
-            cell = measure_cell(source, config, values, own, labelled, name, key, say)
-            write_whole(place, (cell.model_dump_json(by_alias=True, indent=1) + "\n").encode())
+            try:
+                cell = measure_cell(source, config, values, own, labelled, name, key, say)
+            except KeyboardInterrupt:
+                say(f"interrupted: {len(cells)} of {len(wanted)} cells are in {out}; the same command goes on from there")
+                raise
+            write_whole(out / f"{name}.json", (cell.model_dump_json(by_alias=True, indent=1) + "\n").encode())
         else:
             say(f"cell {number} of {len(wanted)}: {name} is {cell.state} already")
         cells.append(cell)
+        write_pages(cells, out)
     if not any(cell.report for cell in cells):
         raise BadInput(f"no cell could be measured: {cells[0].name}: {cells[0].reason}")
-    write_whole(out / "sweep.html", sweep_page(cells).encode())
-    write_whole(out / "sweep.md", sweep_markdown(cells).encode())
     return cells
 
 
+def write_pages(cells: Sequence[Cell], out: Path) -> None:
+    """Over all cells so far, once there is one with numbers."""
+    if any(cell.report for cell in cells):
+        write_whole(out / "sweep.html", sweep_page(cells).encode())
+        write_whole(out / "sweep.md", sweep_markdown(cells).encode())
+
+
 def name_of(values: dict[str, Any]) -> str:
-    """Of a cell and its file: what was chosen, in the order of the options; a model by its file's stem and place."""
+    """Of a cell and its file: what was chosen, in the order of the options; a model by its file's stem and bytes."""
     parts = []
     for key, value in values.items():
         if key == "model":
-            folder = str(Path(str(value)).parent)
-            mark = "" if folder == "." else "-" + hashlib.sha256(folder.encode()).hexdigest()[:6]
-            parts.append(Path(str(value)).stem + mark)
+            bytes_of = model_sha256(value) or hashlib.sha256(str(value).encode()).hexdigest()
+            parts.append(f"{Path(value).stem}-{bytes_of[:6]}")
         elif key == "batch":
             parts.append(f"batch{value}")
         elif key == "threads":
@@ -122,16 +132,31 @@ def name_of(values: dict[str, Any]) -> str:
     return "-".join(parts) or "default"
 
 
+def surroundings(source: str, labelled: Labelled | None) -> list[Any]:
+    """What every cell depends on: the machine with its drivers and packages, the code, the clip, the labelled images."""
+    machine = describe_machine().model_dump(exclude={"mhz", "memory_gib", "system"})
+    images = None
+    if labelled:
+        splits = labelled.splits.read_text() if labelled.splits and labelled.splits.is_file() else None
+        images = [str(labelled.data), folder_sha256(labelled.data), labelled.split, splits]
+    return [machine, code_sha256(ROOT), clip_sha256(source, live=False), images]
+
+
 def identity(values: dict[str, Any], config: Config) -> list[Any]:
-    """What a cell depends on beside the machine: its settings, and the model's bytes where they can be read now."""
+    """What a cell depends on beside `surroundings`: its settings, and the model's bytes where they can be read now."""
     model = values.get("model", config.engine.model)
-    try:
-        sha256 = read_contract(Path(model) if model else DEFAULT_MODEL).sha256
-        if not model and values.get("precision") == "int8":
-            sha256 = choose_model(None, values.get("backend", "onnxruntime"), "int8").sha256
-    except (ModelError, KeyError):
-        sha256 = ""
+    precision = values.get("precision", config.engine.precision)
+    backend = values.get("backend", config.engine.backend)
+    sha256 = model_sha256(model, backend if backend in BACKENDS else "onnxruntime", precision)
     return [values, sha256, config.model_dump(mode="json")]
+
+
+def model_sha256(model: str | None, backend: str = "onnxruntime", precision: str = "auto") -> str:
+    """Empty where it cannot be read."""
+    try:
+        return choose_model(model, backend, precision).sha256
+    except ModelError:
+        return ""
 
 
 def read_cell(place: Path, key: str) -> Cell | None:
@@ -156,12 +181,14 @@ def measure_cell(
     try:
         own = changed(config, {f"engine.{k}": v for k, v in values.items() if k != "batch"})
         report, _ = measure(source, {"A": Variant(name, own)}, settings, labelled, say=say)
-    except BadInput as error:
+    except NoSuchCombination as error:
         say(f"{name}: {error}")
         return Cell(name=name, key=key, state="impossible", reason=str(error))
     except FreespaceError as error:
         say(f"{name}: {error}")
         return Cell(name=name, key=key, state="failed", reason=str(error))
+    if labelled and not report.sides[0].accuracy:
+        return Cell(name=name, key=key, state="failed", reason=next(n for n in report.notes if NO_ACCURACY in n))
     return Cell(name=name, key=key, state="done", report=report)
 
 
@@ -193,12 +220,26 @@ def merit(report: Report, mode: str) -> tuple[float, float]:
     return throughput_case(report, mode).fps.value, accuracy.iou if accuracy else -latency.stages[latency.headline].p50
 
 
+def family(side: Side) -> tuple[str, tuple[int, int]]:
+    """What other cells' accuracy is set beside: the network that the model file names, at the same input size."""
+    engine = side.engine
+    return engine.network or engine.model.partition(".")[0], engine.input_size
+
+
+def best_of_families(reports: Sequence[Report]) -> dict[tuple[str, tuple[int, int]], float]:
+    best: dict[tuple[str, tuple[int, int]], float] = {}
+    for side in (report.sides[0] for report in reports):
+        if side.accuracy:
+            best[family(side)] = max(side.accuracy.iou, best.get(family(side), 0.0))
+    return best
+
+
 def rows_of(cells: Iterable[Cell]) -> Rows:
     cells = list(cells)
     done = [cell.report for cell in cells if cell.report]
     mode = common_mode(done)
     fronts = iter(pareto([merit(report, mode) for report in done]))
-    best = max((r.sides[0].accuracy.iou for r in done if r.sides[0].accuracy), default=None)
+    best = best_of_families(done)
     rows = []
     for cell in cells:
         if not cell.report:
@@ -206,9 +247,8 @@ def rows_of(cells: Iterable[Cell]) -> Rows:
             continue
         side, fast, soon = cell.report.sides[0], throughput_case(cell.report, mode), latency_case(cell.report, mode)
         latency, iou = soon.stages[soon.headline], side.accuracy.iou if side.accuracy else None
-        lost = (
-            f"loses {best - iou:.3f} of IoU: is the export whole?" if best and iou is not None and best - iou > BROKEN else ""
-        )
+        missing = best[family(side)] - iou if iou is not None else 0.0
+        lost = f"loses {missing:.3f} of IoU: is the export whole?" if missing > BROKEN else ""
         rows.append(
             [
                 *(cell.name, f"{fast.fps.value:.1f}", f"{fast.fps.low:.1f} to {fast.fps.high:.1f}"),

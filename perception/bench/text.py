@@ -93,8 +93,9 @@ def describe(report: Report) -> list[str]:
     for side in report.sides:
         e = side.engine
         said.append(
-            f"{side.label}: {e.model} {e.model_sha256[:12]} at {e.input_size[0]}x{e.input_size[1]}, {e.backend} {e.precision} "
-            f"on {e.device}, Freespace {side.version}{f' {side.revision}' if side.revision else ''}"
+            f"{side.label} ({side.what}): {e.model} {e.model_sha256[:12]} at {e.input_size[0]}x{e.input_size[1]}, "
+            f"{e.backend} {e.precision} on {e.device}, "
+            f"Freespace {side.version}{f' {side.revision}' if side.revision else ''}"
         )
     said.append(f"{clip.name}, {clip.size[0]}x{clip.size[1]}, {rate}, sha256 {(clip.sha256 or 'none: live')[:12]}")
     said.append(f"{settings.rounds} windows of {settings.window_s:g} s for each case, in turn; batch {settings.batch}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ class Usage:
     Attributes:
         at_ns: on `time.perf_counter_ns`.
         cpu_s: processor time of this process so far, all threads.
-        machine_s: processor time of the whole machine so far, all cores; None where it cannot be told.
+        machine_s: processor time so far of the cores that this process may use, by whomever; None where it cannot be told.
     """
 
     at_ns: int
@@ -31,12 +32,20 @@ def now(proc: Path = Path("/proc")) -> Usage:
 
 
 def machine_seconds(proc: Path = Path("/proc")) -> float | None:
-    """Seconds that all cores were not idle since the machine was started (proc_stat(5)): guests are within user time."""
+    """Seconds that the cores this process may use were not idle since the machine was started (proc_stat(5))."""
     try:
-        user, nice, system, _, _, irq, softirq, steal = map(int, (proc / "stat").read_text().split(maxsplit=9)[1:9])
-    except (OSError, ValueError):
+        lines = [line.split() for line in (proc / "stat").read_text().splitlines()]
+        busy = {name: busy_ticks(ticks) for name, *ticks in lines if name.startswith("cpu")}
+        ours = sum(busy[f"cpu{core}"] for core in os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else busy["cpu"]
+    except (OSError, ValueError, KeyError):
         return None
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return ours / os.sysconf("SC_CLK_TCK")
+
+
+def busy_ticks(ticks: Sequence[str]) -> int:
+    """All but idle and waiting; guests are within user time."""
+    user, nice, system, _, _, irq, softirq, steal = map(int, ticks[:8])
+    return user + nice + system + irq + softirq + steal
 
 
 def resident_mb(proc: Path = Path("/proc")) -> float:

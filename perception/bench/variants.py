@@ -84,6 +84,10 @@ def changed(base: Config, changes: dict[str, Any]) -> Config:
         raise BadInput(str(error)) from error
 
 
+class NoSuchCombination(BadInput):
+    """Model, precision and size do not go together, whatever is installed."""
+
+
 class Worker:
     """A process that serves one variant. A context manager.
 
@@ -145,6 +149,8 @@ class Worker:
             raise FreespaceError(self._ended())
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:
+            if reply.get("mismatch"):
+                raise NoSuchCombination(reply["error"])
             raise (BadInput if reply["mistake"] else FreespaceError)(reply["error"])
         return reply
 

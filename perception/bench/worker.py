@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from engine.base import Engine
     from perception.bench.loops import Material
+    from perception.capture import Source
     from perception.config import Config
 
 Values = dict[str, Any]
@@ -47,30 +48,60 @@ def main() -> None:
 
 
 class Start:
-    """From nothing to the first result. Raises what opening and processing raise."""
+    """From nothing to the first line on disk, as ``freespace run CLIP --polygons FILE`` gets there. Raises what opening and
+    processing raise."""
 
     def __init__(self, task: Values) -> None:
-        import perception.session  # all that a run needs
+        import perception.cli
+        import perception.session
         from perception.capture import open_source
         from perception.config import Config
         from perception.errors import FreespaceError
-        from perception.node import process
 
         imported = time.perf_counter_ns()
         self.config: Config = Config.model_validate(task["config"])
         self.engine: Engine = perception.session.open_configured(self.config.engine, task["throughput"])
         opened = time.perf_counter_ns()
         with open_source(task["source"], self.config.capture) as source:
-            output = next(process(source, self.engine, self.config), None)
-            if output is None:
+            first = first_line(source, self.engine, self.config)
+            if first is None:
                 raise FreespaceError(f"{source.uri}: no frame could be processed")
-            done = time.perf_counter_ns()
-            clip = {"size": output.frame.size, "fps": source.fps, "frames": source.total, "live": source.live}
+            done, size = first
+            clip = {"size": size, "fps": source.fps, "frames": source.total, "live": source.live}
         moments = (task["spawned_ns"], imported, opened, done)
         names = ("imports", "open_engine", "first_result")
         cold = {name: (b - a) / 1e9 for name, a, b in zip(names, moments[:-1], moments[1:], strict=True)}
         cold["total"] = (done - task["spawned_ns"]) / 1e9
-        self.facts = {"engine": engine_facts(self.engine, self.config), "clip": clip, "cold_s": cold, "code": code_facts()}
+        self.facts = {
+            "engine": engine_facts(self.engine, self.config),
+            "bus": None if self.engine.device == "CPU" else pci_bus_id(),
+            "clip": clip,
+            "cold_s": cold,
+            "code": code_facts(),
+        }
+
+
+def first_line(source: Source, engine: Engine, config: Config) -> tuple[int, tuple[int, int]] | None:
+    """(when it was written, size of its frame) of the loop's first result; None where there is none."""
+    import tempfile
+    import threading
+    from pathlib import Path
+
+    from perception.node import run
+    from perception.sinks.base import Output
+    from perception.sinks.jsonl import JsonlSink
+
+    stop, seen = threading.Event(), list[tuple[int, tuple[int, int]]]()
+
+    class FirstLine(JsonlSink):
+        def write(self, output: Output) -> None:
+            super().write(output)
+            seen.append((time.perf_counter_ns(), output.frame.size))
+            stop.set()
+
+    with tempfile.TemporaryDirectory() as folder:
+        run(source, engine, [FirstLine(Path(folder) / "polygons.jsonl")], config, stop, notify=lambda message: None)
+    return seen[0] if seen else None
 
 
 def prepared(task: Values, started: Start) -> Material:
@@ -89,9 +120,20 @@ def answer(request: Values, started: Start, material: Material | None) -> Values
         from perception.bench.workload import measure
 
         return {"ms": measure(request["seconds"])}
+    if request["do"] == "samples":
+        return {"images": labelled_images(request)}
     if request["do"] == "evaluate":
         return accuracy(started.engine, started.config, request)
     raise ValueError(f"unknown request {request['do']!r}")
+
+
+def labelled_images(request: Values) -> int:
+    """How many there are to evaluate. Raises what `evaluate_model` would raise where there are none."""
+    from pathlib import Path
+
+    from training.evaluate import samples_of
+
+    return len(samples_of(Path(request["data"]), request["split"], Path(request["splits"]) if request["splits"] else None))
 
 
 def accuracy(engine: Engine, config: Config, request: Values) -> Values:
@@ -140,8 +182,19 @@ def engine_facts(engine: Engine, config: Config) -> Values:
         "input_size": list(engine.input_size),
         "model": contract.path.name,
         "model_sha256": contract.sha256,
+        "network": contract.metadata.get("freespace.network", ""),
         "planes": list(contract.planes),
     }
+
+
+def pci_bus_id() -> str | None:
+    """Of the GPU that engines take: CUDA's first of those that are visible to this process."""
+    try:
+        from engine.cuda.driver import import_driver
+
+        return str(import_driver().Device(0).pci_bus_id())
+    except Exception:  # whatever a library of another version throws
+        return None
 
 
 def code_facts() -> Values:
@@ -154,12 +207,12 @@ def code_facts() -> Values:
 
 
 def failure(error: Exception) -> Values:
-    """Whether it is the user's to mend, and what it says."""
-    from engine.contract import ModelError
+    """Whether it is the user's to mend, or there can be no such thing, and what it says."""
+    from engine.contract import Mismatch, ModelError
     from perception.errors import BadInput
 
     mine = isinstance(error, (BadInput, ModelError, ValueError, FileNotFoundError))
-    return {"error": str(error) or type(error).__name__, "mistake": mine}
+    return {"error": str(error) or type(error).__name__, "mistake": mine, "mismatch": isinstance(error, Mismatch)}
 
 
 def reply(out: TextIO, values: Values) -> None:
