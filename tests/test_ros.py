@@ -5,6 +5,7 @@ The model decides by colour (``conftest.write_model``), so what must come out is
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import signal
@@ -50,7 +51,7 @@ from perception.frame import Frame
 from perception.freespace import Freespace
 from perception.messages import Messages, image_from_message
 from perception.node import process
-from perception.ros.node import FreespaceNode, message_class
+from perception.ros.node import message_class
 from perception.ros.outputs import result_topics
 
 LONG_S = 30.0  # nothing takes so long; a machine may be busy
@@ -379,15 +380,34 @@ def test_lifecycle(driving: Peer) -> None:
     driving.drive_until(driving.valid(), "valid results again")
 
 
-def test_an_older_ros_2_goes_without_the_messages_it_does_not_know(network: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def humble(network: None, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`perception.ros.node` as it is where rclpy is Humble's: other names, and without what came later."""
+    monkeypatch.setitem(sys.modules, "rclpy.qos_event", sys.modules["rclpy.event_handler"])
+    monkeypatch.setitem(sys.modules, "rclpy.event_handler", None)
+    monkeypatch.delattr("rclpy.node.Node.add_pre_set_parameters_callback")
+    monkeypatch.delattr("rclpy.node.Node.add_post_set_parameters_callback")
+    monkeypatch.delattr("geometry_msgs.msg.PolygonInstanceStamped")
+    monkeypatch.delitem(sys.modules, "perception.ros.node")
+    return importlib.import_module("perception.ros.node")
+
+
+def test_on_humble_it_starts_without_the_messages_that_are_not_known_there(humble: Any, tiny_model: Path) -> None:
     rclpy.init()
-    node = FreespaceNode()
+    node = humble.FreespaceNode()
     try:
-        topics = result_topics(Messages(message_class))
-        assert node._known_here(topics) == topics
-        monkeypatch.delattr("geometry_msgs.msg.PolygonInstanceStamped")  # as before Iron
-        assert {topic.name for topic in topics} - {topic.name for topic in node._known_here(topics)} == {"~/polygons"}
+        given = {"engine.model": str(tiny_model), "engine.backend": "onnxruntime", "polygons.threshold": 0.4}
+        assert all(r.successful for r in node.set_parameters([Parameter(name, value=value) for name, value in given.items()]))
+        node.start()
+        assert node.config.polygons.threshold == 0.4
+        assert {topic.name for topic in result_topics(node._make)} - set(node._outputs) == {"~/polygons"}
+        (changed,) = node.set_parameters([Parameter("polygons.threshold", value=0.6)])
+        assert changed.successful
+        (refused,) = node.set_parameters([Parameter("polygons.threshold", value=1.0)])
+        assert "polygons.threshold" in refused.reason
+        assert node.config.polygons.threshold == 0.6
     finally:
+        node.end()
         node.destroy_node()
         rclpy.shutdown()
 

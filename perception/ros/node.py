@@ -16,7 +16,6 @@ from typing import Any
 import rclpy
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.clock import Clock, ClockType
-from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -50,6 +49,11 @@ from perception.ros.parameters import CHANGEABLE, NODE, Parameter, parameters, s
 from perception.ros.source import TopicSource
 from perception.session import describe_engine, open_configured
 from perception.status import Status
+
+try:
+    from rclpy.event_handler import SubscriptionEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import SubscriptionEventCallbacks
 
 SPIN_S = 0.1  # how often it is looked whether it has been stopped
 DIAGNOSTICS_S = 1.0
@@ -117,8 +121,7 @@ class FreespaceNode(LifecycleNode):
         for parameter in self._known.values():
             self._declare(parameter)
         self.config, self.own = settings(self._values())
-        self.add_on_set_parameters_callback(self._check)
-        self.add_post_set_parameters_callback(self._take)
+        self.add_on_set_parameters_callback(self._take)
         self._make = Messages(message_class)
         self._diagnostics = self.create_publisher(message_class("diagnostic_msgs/msg/DiagnosticArray"), "/diagnostics", 10)
         # Clocks of a simulation can stand still, and then something is to be said, too.
@@ -150,27 +153,27 @@ class FreespaceNode(LifecycleNode):
     def _values(self) -> dict[str, Any]:
         return {name: self.get_parameter(name).value for name in self._known}
 
-    def _check(self, given: list[RosParameter[Any]]) -> SetParametersResult:
-        """Whether these values may be set now."""
+    def _take(self, given: list[RosParameter[Any]]) -> SetParametersResult:
+        """Go on with these values, or say why they cannot be set now.
+
+        rclpy has checked types and ranges before, so nobody refuses them afterwards.
+        """
         known = {p.name: p.value for p in given if p.name in self._known}
         fixed = [name for name in known if self._known[name].change != "at once"]
         if fixed and self._engine:
             reason = f"{', '.join(fixed)}: takes effect when the node is configured; clean it up first"
             return SetParametersResult(successful=False, reason=reason)
+        before = self.config
         try:
-            config, _ = settings({**self._values(), **known})
+            config, own = settings({**self._values(), **known})
             if self._engine:
                 self._engine.contract.plane_index(config.polygons.plane)
         except (BadInput, ModelError) as error:
             return SetParametersResult(successful=False, reason=str(error))
+        self.config, self.own = config, own
+        if any(getattr(before, section) != getattr(config, section) for section in CHANGEABLE):
+            self._changed.append(config)
         return SetParametersResult(successful=True)
-
-    def _take(self, _: list[RosParameter[Any]]) -> None:
-        """Go on with the values that are set now."""
-        before = self.config
-        self.config, self.own = settings(self._values())
-        if any(getattr(before, section) != getattr(self.config, section) for section in CHANGEABLE):
-            self._changed.append(self.config)
 
     def _next_settings(self) -> Config | None:
         """What `perception.node.run` asks for, in its thread."""
