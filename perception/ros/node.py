@@ -6,7 +6,6 @@ The executor, in the caller's thread, only hands on what comes; the loop has thr
 from __future__ import annotations
 
 import importlib
-import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -418,8 +417,5 @@ def message_class(name: str) -> Any:
 def limits_of(parameter: Parameter) -> Any:
     """The range of a parameter as its descriptor has it, its ends included; what is narrower, `settings` refuses."""
     if parameter.kind == "integer":
-        least, most = max(-(1 << 63), parameter.least), min((1 << 63) - 1, parameter.most)
-        return IntegerRange(from_value=int(least), to_value=int(most), step=0)
-    largest = sys.float_info.max
-    lower, upper = float(max(-largest, parameter.least)), float(min(largest, parameter.most))
-    return FloatingPointRange(from_value=lower, to_value=upper, step=0.0)
+        return IntegerRange(from_value=int(parameter.least), to_value=int(parameter.most), step=0)
+    return FloatingPointRange(from_value=float(parameter.least), to_value=float(parameter.most), step=0.0)
