@@ -504,8 +504,9 @@ def test_results_before_the_first_frame_and_not_valid_ones_are_written(tmp_path:
     sink.write(given)
     sink.close()
     topics = written(tmp_path / "out")
-    assert [m.polygon.id for _, m in topics["/freespace/polygons"]] == [-1, -1]
-    assert [log_ns for log_ns, _ in topics["/freespace/polygons"]] == [0, given.frame.stamp_ns]
+    assert [log_ns for log_ns, _ in topics["/freespace/polygons_json"]] == [0, given.frame.stamp_ns]
+    assert [(log_ns, m.polygon.id) for log_ns, m in topics["/freespace/polygons"]] == [(given.frame.stamp_ns, -1)]
+    assert [stamp_of(m) for _, m in topics["/freespace/markers"] for m in m.markers[:1]] == [given.frame.stamp_ns]
     assert len(topics["/freespace/occupancy"]) == 1
 
 

@@ -318,7 +318,7 @@ def test_a_result_without_a_frame_takes_back_what_was_said() -> None:
     output = make_output(road_image(), stamp_ms=40)
     sink.write_without_frame(invalid(output))  # before the first frame
     assert Freespace.from_json(publishers["~/polygons_json"].messages[0].data).state == "stale"
-    assert publishers["~/mask"].messages == []
+    assert [name for name, publisher in publishers.items() if publisher.messages] == ["~/polygons_json"]
     sink.write(output)
     sink.write_without_frame(invalid(output))
     before, after = publishers["~/mask"].messages

@@ -30,7 +30,7 @@ class Topic:
         kind: of its messages.
         messages: builds those of one output.
         waiting: how many a subscriber may be behind before the oldest is lost.
-        always: whether ``messages`` also takes a result without a frame.
+        always: whether ``messages`` also takes a result before the first frame, whose header there is no image for.
     """
 
     name: str
@@ -44,9 +44,9 @@ def result_topics(make: Messages) -> list[Topic]:
     """What takes next to no time to build: every result is published."""
     return [
         Topic("~/polygons_json", "std_msgs/msg/String", lambda o: [make.polygons_json(o)], 10, always=True),
-        Topic("~/polygons", "geometry_msgs/msg/PolygonInstanceStamped", make.polygons, POLYGONS_WAITING, always=True),
-        Topic("~/scan", "sensor_msgs/msg/LaserScan", lambda o: present(make.scan(o)), always=True),
-        Topic("~/markers", "visualization_msgs/msg/MarkerArray", lambda o: [make.markers(o)], always=True),
+        Topic("~/polygons", "geometry_msgs/msg/PolygonInstanceStamped", make.polygons, POLYGONS_WAITING),
+        Topic("~/scan", "sensor_msgs/msg/LaserScan", lambda o: present(make.scan(o))),
+        Topic("~/markers", "visualization_msgs/msg/MarkerArray", lambda o: [make.markers(o)]),
     ]
 
 
