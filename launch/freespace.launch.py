@@ -4,7 +4,7 @@
     ros2 launch freespace freespace.launch.py source:=camera camera:=v4l2_camera rviz:=true
     ros2 launch freespace freespace.launch.py source:=bag bag:=drive/ image:=/front/image_raw
 
-Camera drivers and image_proc share a container, so that images between them are not copied; the node itself is a process of
+A camera driver and image_proc share a container, so that images between them are not copied; the node itself is a process of
 its own. Its lifecycle is its own, too, unless ``autostart:=false`` leaves it to a manager.
 """
 
@@ -79,13 +79,15 @@ def freespace(given):
 
 def camera(given):
     """The driver, and image_proc where it is wanted, in one container."""
+    # Only with somebody to share with: a driver that shares publishes no compressed images (v4l2_camera).
+    shared = [{"use_intra_process_comms": True}] if given["rectify"] == "true" else []
     if given["camera"] == "camera_ros":  # its topics are below its own name
         driver = ComposableNode(
             package="camera_ros",
             plugin="camera::CameraNode",
             name="camera",
             namespace=given["namespace"],
-            extra_arguments=SHARED,
+            extra_arguments=shared,
         )
     else:
         driver = ComposableNode(
@@ -93,8 +95,12 @@ def camera(given):
             plugin="v4l2_camera::V4L2Camera",
             name="camera",
             namespace=given["namespace"],
-            remappings=[("image_raw", "camera/image_raw"), ("camera_info", "camera/camera_info")],
-            extra_arguments=SHARED,
+            remappings=[  # that of a topic is not that of its compressed form
+                ("image_raw", "camera/image_raw"),
+                ("image_raw/compressed", "camera/image_raw/compressed"),
+                ("camera_info", "camera/camera_info"),
+            ],
+            extra_arguments=shared,
         )
     nodes = [driver]
     if given["rectify"] == "true":
@@ -108,8 +114,9 @@ def camera(given):
                     ("image", "camera/image_raw"),
                     ("camera_info", "camera/camera_info"),
                     ("image_rect", "camera/image_rect"),
+                    ("image_rect/compressed", "camera/image_rect/compressed"),
                 ],
-                extra_arguments=SHARED,
+                extra_arguments=shared,
             )
         )
     return ComposableNodeContainer(
@@ -127,6 +134,3 @@ def bag(given):
         raise RuntimeError("source:=bag needs the bag: bag:=FOLDER")
     looped = ["--loop"] if given["loop"] == "true" else []
     return ExecuteProcess(cmd=["ros2", "bag", "play", given["bag"], "--clock", *looped], output="screen")
-
-
-SHARED = [{"use_intra_process_comms": True}]

@@ -456,7 +456,16 @@ def test_launch_with_a_camera(launch_file: Any, camera: str) -> None:
     assert viewer.package == "rviz2"
     assert Path(viewer.arguments[1]).is_file()
     (plain,) = launch_file(source="camera", camera=camera)["ComposableNodeContainer"]
-    assert len(plain.composable_node_descriptions) == 1
+    (alone,) = plain.composable_node_descriptions
+    assert alone.extra_arguments == []  # a driver that shares its images publishes no compressed ones
+
+
+def test_compressed_images_come_by_the_name_that_the_node_asks_for(launch_file: Any) -> None:
+    """The remapping of a topic is not one of its compressed form, which is published by a name of its own."""
+    actions = launch_file(source="camera", camera="v4l2_camera", rectify="true")
+    driver, rectify = (dict(part.remappings) for part in actions["ComposableNodeContainer"][0].composable_node_descriptions)
+    assert driver["image_raw/compressed"] == f"{driver['image_raw']}/compressed"
+    assert rectify["image_rect/compressed"] == f"{rectify['image_rect']}/compressed"
 
 
 def node_topics() -> set[str]:
