@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 ARGUMENTS = {  # name: (default, description, choices)
     "source": ("topic", "what publishes the images: something else already, a camera, or a bag", ["topic", "camera", "bag"]),
     "camera": ("camera_ros", "the camera's driver, for source:=camera", ["camera_ros", "v4l2_camera"]),
+    "camera_params": ("", "parameters of the driver, a YAML file: device, size, format, camera_info_url", None),
     "bag": ("", "the bag to play, for source:=bag", None),
     "loop": ("false", "play the bag for ever", ["true", "false"]),
     "rectify": ("false", "let image_proc take the lens's distortion out, for source:=camera", ["true", "false"]),
@@ -81,12 +82,14 @@ def camera(given):
     """The driver, and image_proc where it is wanted, in one container."""
     # Only with somebody to share with: a driver that shares publishes no compressed images (v4l2_camera).
     shared = [{"use_intra_process_comms": True}] if given["rectify"] == "true" else []
+    parameters = [given["camera_params"]] if given["camera_params"] else []
     if given["camera"] == "camera_ros":  # its topics are below its own name
         driver = ComposableNode(
             package="camera_ros",
             plugin="camera::CameraNode",
             name="camera",
             namespace=given["namespace"],
+            parameters=parameters,
             extra_arguments=shared,
         )
     else:
@@ -95,6 +98,7 @@ def camera(given):
             plugin="v4l2_camera::V4L2Camera",
             name="camera",
             namespace=given["namespace"],
+            parameters=parameters,
             remappings=[  # that of a topic is not that of its compressed form
                 ("image_raw", "camera/image_raw"),
                 ("image_raw/compressed", "camera/image_raw/compressed"),

@@ -457,7 +457,16 @@ def test_launch_with_a_camera(launch_file: Any, camera: str) -> None:
     assert Path(viewer.arguments[1]).is_file()
     (plain,) = launch_file(source="camera", camera=camera)["ComposableNodeContainer"]
     (alone,) = plain.composable_node_descriptions
+    assert alone.parameters == []
     assert alone.extra_arguments == []  # a driver that shares its images publishes no compressed ones
+
+
+@pytest.mark.parametrize("camera", ["camera_ros", "v4l2_camera"])
+def test_the_driver_has_parameters_of_its_own(launch_file: Any, camera: str) -> None:
+    given = {"source": "camera", "camera": camera, "camera_params": "camera.yaml", "rectify": "true"}
+    driver, rectify = launch_file(**given)["ComposableNodeContainer"][0].composable_node_descriptions
+    assert driver.parameters == ["camera.yaml"]
+    assert "parameters" not in rectify.named
 
 
 def test_compressed_images_come_by_the_name_that_the_node_asks_for(launch_file: Any) -> None:
