@@ -5,7 +5,7 @@
     ros2 launch freespace freespace.launch.py source:=bag bag:=drive/ image:=/front/image_raw
 
 A camera driver and image_proc share a container, so that images between them are not copied; the node itself is a process of
-its own. Its lifecycle is its own, too, unless ``autostart:=false`` leaves it to a manager.
+its own. Its lifecycle is its own, too, unless ``autostart:=false``, or the parameter file, leaves it to a manager.
 """
 
 from pathlib import Path
@@ -32,7 +32,7 @@ ARGUMENTS = {  # name: (default, description, choices)
     "camera_info": ("camera/camera_info", "topic of the camera's calibration", None),
     "model": ("", "model file; empty for the one that ships with the package, or that of the parameter file", None),
     "params_file": (str(HERE / "params.yaml"), "parameters of the node", None),
-    "autostart": ("true", "false: a lifecycle manager configures and activates the node", ["true", "false"]),
+    "autostart": ("", "false: a lifecycle manager starts the node; empty: what the file says", ["", "true", "false"]),
     "rviz": ("false", "show everything in RViz", ["true", "false"]),
 }
 
@@ -59,7 +59,9 @@ def build(context):
 
 
 def freespace(given):
-    overrides = {"autostart": given["autostart"] == "true"}
+    overrides = {}
+    if given["autostart"]:
+        overrides["autostart"] = given["autostart"] == "true"
     if given["source"] == "bag":  # else the parameter file says it: a simulation has a clock, too
         overrides["use_sim_time"] = True
     if given["model"]:
@@ -71,7 +73,7 @@ def freespace(given):
         executable="freespace_node",
         name=given["name"],
         namespace=given["namespace"],
-        parameters=[given["params_file"], overrides],
+        parameters=[given["params_file"], *([overrides] if overrides else [])],
         # image_raw/compressed is asked for by that name: it is derived from image_raw when that has been remapped.
         remappings=[("image_raw", image), ("camera_info", given["camera_info"])],
         output="screen",

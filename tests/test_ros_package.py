@@ -418,10 +418,11 @@ def test_launch_beside_what_is_there(launch_file: Any) -> None:
     (node,) = actions.pop("Node")
     assert actions == {}
     assert (node.package, node.executable, node.name, node.namespace) == ("freespace", "freespace_node", "freespace", "")
-    file, overrides = node.parameters
+    (file,) = node.parameters  # the file says whether it starts by itself, and whether there is a simulation's clock
     assert Path(file) == ROOT / "launch" / "params.yaml"
-    assert overrides == {"autostart": True}  # use_sim_time is the parameter file's
-    assert set(overrides) <= set(defaults())
+    for given, meant in (("true", True), ("false", False)):
+        assert launch_file(autostart=given)["Node"][0].parameters[1] == {"autostart": meant}
+    assert "autostart" in defaults()
     assert dict(node.remappings) == {"image_raw": "camera/image_raw", "camera_info": "camera/camera_info"}
 
 
