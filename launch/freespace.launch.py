@@ -10,7 +10,8 @@ its own. Its lifecycle is its own, too, unless ``autostart:=false``, or the para
 
 from pathlib import Path
 
-from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction
+from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, RegisterEventHandler, Shutdown, TimerAction
+from launch.event_handlers import OnProcessIO
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import ComposableNodeContainer, Node
 from launch_ros.descriptions import ComposableNode
@@ -18,6 +19,9 @@ from launch_ros.descriptions import ComposableNode
 from launch import LaunchDescription
 
 HERE = Path(__file__).resolve().parent
+ACTIVE = b"active: takes images of"  # what the node says then
+DISCOVERY_S = 1.0  # until the player and the node know each other
+LAST_S = 2.0  # until the last images' results are out
 
 ARGUMENTS = {  # name: (default, description, choices)
     "source": ("topic", "what publishes the images: something else already, a camera, or a bag", ["topic", "camera", "bag"]),
@@ -48,11 +52,12 @@ def generate_launch_description():
 def build(context):
     """The actions, from the arguments as they were given."""
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    actions = [freespace(given)]
+    node = freespace(given)
+    actions = [node]
     if given["source"] == "camera":
         actions.append(camera(given))
     if given["source"] == "bag":
-        actions.append(bag(given))
+        actions.insert(0, once_active(node, bag(given)))
     if given["rviz"] == "true":
         actions.append(Node(package="rviz2", executable="rviz2", arguments=["-d", str(HERE / "freespace.rviz")]))
     return actions
@@ -135,8 +140,24 @@ def camera(given):
     )
 
 
+def once_active(node, action):
+    """Do it when the node has been activated for the first time. By what it says: its transition events come by a topic, and
+    that one is active may be over before its subscriber is known."""
+    left = [action]
+
+    def hear(event):
+        return [left.pop()] if left and ACTIVE in event.text else None
+
+    return RegisterEventHandler(OnProcessIO(target_action=node, on_stdout=hear, on_stderr=hear))
+
+
 def bag(given):
+    """Play it from its beginning; when it ends, everything does."""
     if not given["bag"]:
         raise RuntimeError("source:=bag needs the bag: bag:=FOLDER")
     looped = ["--loop"] if given["loop"] == "true" else []
-    return ExecuteProcess(cmd=["ros2", "bag", "play", given["bag"], "--clock", *looped], output="screen")
+    return ExecuteProcess(
+        cmd=["ros2", "bag", "play", given["bag"], "--clock", "--delay", str(DISCOVERY_S), *looped],
+        output="screen",
+        on_exit=[TimerAction(period=LAST_S, actions=[Shutdown(reason="the bag is over")])],
+    )

@@ -657,5 +657,6 @@ def test_signals_end_it_cleanly(peer: Peer, node: NodeProcess, number: signal.Si
     code, said = node.send(number)
     assert code == 0, said
     assert time.monotonic() - began < 5.0
+    assert "active: takes images of /image_raw" in said  # what the launch file waits for before it plays a bag
     peer.wait(lambda: not peer.results()[-1].valid, "the end is said")
     assert "Traceback" not in said

@@ -382,7 +382,15 @@ def launch_file(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Executes the launch file with arguments; the actions it makes, by the name of their class."""
     modules = {
         "launch": ["LaunchDescription"],
-        "launch.actions": ["DeclareLaunchArgument", "ExecuteProcess", "OpaqueFunction"],
+        "launch.actions": [
+            "DeclareLaunchArgument",
+            "ExecuteProcess",
+            "OpaqueFunction",
+            "RegisterEventHandler",
+            "Shutdown",
+            "TimerAction",
+        ],
+        "launch.event_handlers": ["OnProcessIO"],
         "launch.substitutions": ["LaunchConfiguration"],
         "launch_ros": [],
         "launch_ros.actions": ["ComposableNodeContainer", "Node"],
@@ -429,9 +437,17 @@ def test_launch_beside_what_is_there(launch_file: Any) -> None:
 def test_launch_with_a_bag(launch_file: Any) -> None:
     given = {"source": "bag", "bag": "drive", "loop": "true", "image": "/front/image_raw", "model": "nano", "namespace": "car"}
     actions = launch_file(**given, autostart="false")
-    (play,) = actions["ExecuteProcess"]
-    assert play.cmd == ["ros2", "bag", "play", "drive", "--clock", "--loop"]
+    assert list(actions) == ["RegisterEventHandler", "Node"]  # the first has to be there when the node starts
     (node,) = actions["Node"]
+    (when,) = actions["RegisterEventHandler"][0].positional
+    assert when.target_action is node
+    says = [types.SimpleNamespace(text=text) for text in (b"[INFO] nano on a CPU\n", b"[INFO] active: takes images of /x\n")]
+    assert when.on_stderr(says[0]) is None
+    (play,) = when.on_stderr(says[1])
+    assert when.on_stdout(says[1]) is None  # another activation does not play it again
+    assert play.cmd == ["ros2", "bag", "play", "drive", "--clock", "--delay", "1.0", "--loop"]
+    (wait,) = play.on_exit
+    assert [type(action).__name__ for action in wait.actions] == ["Shutdown"]
     assert node.parameters[1] == {"autostart": False, "use_sim_time": True, "engine.model": "nano"}
     assert "engine.model" in defaults()
     assert node.namespace == "car"

@@ -255,6 +255,7 @@ class FreespaceNode(LifecycleNode):
         self._loop = threading.Thread(target=loop, name="loop", daemon=True)
         self._loop.start()
         self._subscribe(topic, COMPRESSED if compressed else IMAGE, source)
+        self.get_logger().info(f"active: takes images of {topic}")
         return done
 
     def _subscribe(self, topic: str, kind: str, source: TopicSource) -> None:
