@@ -8,6 +8,7 @@ A camera driver and image_proc share a container, so that images between them ar
 its own. Its lifecycle is its own, too, unless ``autostart:=false``, or the parameter file, leaves it to a manager.
 """
 
+import re
 from pathlib import Path
 
 from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, RegisterEventHandler, Shutdown, TimerAction
@@ -59,7 +60,7 @@ def build(context):
     if given["source"] == "bag":
         actions.insert(0, once_active(node, bag(given)))
     if given["rviz"] == "true":
-        actions.append(Node(package="rviz2", executable="rviz2", arguments=["-d", str(HERE / "freespace.rviz")]))
+        actions.append(rviz(given))
     return actions
 
 
@@ -81,6 +82,21 @@ def freespace(given):
         parameters=[given["params_file"], *([overrides] if overrides else [])],
         # image_raw/compressed is asked for by that name: it is derived from image_raw when that has been remapped.
         remappings=[("image_raw", image), ("camera_info", given["camera_info"])],
+        output="screen",
+    )
+
+
+def rviz(given):
+    """RViz with the layout, whose topics are those of a node called /freespace, by the clock that the node goes by."""
+    layout = HERE / "freespace.rviz"
+    topics = re.findall(r"Value: /freespace/(\S+)", layout.read_text(encoding="utf-8"))
+    node = re.sub("/+", "/", f"/{given['namespace']}/{given['name']}")
+    return Node(
+        package="rviz2",
+        executable="rviz2",
+        arguments=["-d", str(layout)],
+        remappings=[(f"/freespace/{topic}", f"{node}/{topic}") for topic in topics],
+        parameters=[{"use_sim_time": given["source"] == "bag"}],
         output="screen",
     )
 

@@ -494,6 +494,26 @@ def test_compressed_images_come_by_the_name_that_the_node_asks_for(launch_file: 
     assert rectify["image_rect/compressed"] == f"{rectify['image_rect']}/compressed"
 
 
+@pytest.mark.parametrize(
+    ("given", "node"),
+    [
+        ({}, "/freespace"),
+        ({"namespace": "car"}, "/car/freespace"),
+        ({"namespace": "/"}, "/freespace"),
+        ({"namespace": "/fleet/car", "name": "left"}, "/fleet/car/left"),
+    ],
+)
+def test_rviz_shows_the_node_whatever_it_is_called(launch_file: Any, given: dict[str, str], node: str) -> None:
+    _, viewer = launch_file(rviz="true", **given)["Node"]
+    layout = yaml.safe_load((ROOT / "launch" / "freespace.rviz").read_text(encoding="utf-8"))
+    displays = layout["Visualization Manager"]["Displays"]
+    shown = {display[key]["Value"] for display in displays for key in ("Topic", "Update Topic") if key in display}
+    assert dict(viewer.remappings) == {topic: topic.replace("/freespace", node) for topic in shown}
+    assert viewer.parameters == [{"use_sim_time": False}]
+    _, viewer = launch_file(rviz="true", source="bag", bag="drive", **given)["Node"]
+    assert viewer.parameters == [{"use_sim_time": True}]
+
+
 def node_topics() -> set[str]:
     make = Messages(record)
     names = [topic.name for topic in (*result_topics(make), *picture_topics(make, 1.0))]
