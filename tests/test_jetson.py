@@ -342,6 +342,28 @@ def test_the_image_has_all_that_the_package_is_made_of(monkeypatch: pytest.Monke
     assert {Path(file).parts[0] for _, files in wanted["data_files"] for file in files} <= copied  # else pip refuses
 
 
+def test_what_lies_beside_the_launch_files_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of a container has a token in it."""
+    for name in ("setup.py", "README.md", "perception/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "launch", tmp_path / "launch", ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    kept = {str(path.relative_to(tmp_path)) for path in (tmp_path / "launch").rglob("*") if path.is_file()}
+    (tmp_path / "launch/jetson/.env").write_text("FREESPACE_TOKEN=secret")
+    (tmp_path / "launch/jetson/__pycache__").mkdir()
+    wanted: dict[str, Any] = {}
+    monkeypatch.setattr("setuptools.setup", wanted.update)
+    runpy.run_path(str(tmp_path / "setup.py"))
+    assert {file for _, files in wanted["data_files"] for file in files if file.startswith("launch/")} == kept
+
+
+def test_secrets_and_leftovers_do_not_get_into_the_image_or_the_repository() -> None:
+    ignored = (JETSON / "Containerfile.dockerignore").read_text().splitlines()
+    taken_in = max(number for number, line in enumerate(ignored) if line.startswith("!"))
+    assert set(ignored[taken_in + 1 :]) == {"**/__pycache__", "**/.env"}  # the last line that matches counts
+    assert ".env" in (ROOT / ".gitignore").read_text().splitlines()
+
+
 def test_the_settings_are_settings() -> None:
     config = load_config(JETSON / "freespace.yaml", {})
     assert config.capture.source == "v4l2:///dev/video0"
