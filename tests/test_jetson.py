@@ -371,6 +371,24 @@ def test_the_settings_are_settings() -> None:
     assert Path(str(config.output.polygons)).is_relative_to("/var/lib/freespace")
 
 
+# jetson_clocks as it is: asks before it replaces a file, and fails where nobody answers.
+CLOCKS = """
+case "$1" in
+--store) if [ -e "$2" ]; then read -r answer || exit 1; fi; echo old > "$2" ;;
+--restore) [ -e "$2" ] ;;
+esac
+"""
+
+
+def test_the_clocks_can_be_started_again(board: Board, tmp_path: Path) -> None:
+    board.fake("jetson_clocks", CLOCKS)
+    unit = (JETSON / "freespace-clocks.service").read_text()
+    unit = unit.replace("/usr/bin/jetson_clocks", str(board.bin / "jetson_clocks")).replace("/run/", f"{tmp_path}/")
+    start, stop = (re.findall(rf"^{key}=(.*)$", unit, re.M) for key in ("Exec(?:StartPre|Start)", "ExecStop"))
+    for command in (*start, *stop, *start):  # systemctl restart
+        assert subprocess.run(command.split(), stdin=subprocess.DEVNULL, timeout=10).returncode == 0, command
+
+
 # -- Lints ------------------------------------------------------------------------------------------------------------
 
 
