@@ -257,7 +257,7 @@ def test_compose_builds_what_it_runs_and_the_plan_comes_first(compose: dict[str,
     folder = (JETSON / plan["build"]["context"]).resolve()
     assert folder == ROOT
     assert (folder / plan["build"]["dockerfile"]).is_file()
-    assert node["depends_on"] == {"plan": {"condition": "service_completed_successfully"}}
+    assert node["depends_on"] == {"plan": {"condition": "service_completed_successfully", "required": False}}
     assert plan["restart"] == "no"
     assert node["restart"] == "unless-stopped"
     cache = "/var/cache/freespace"
@@ -270,6 +270,12 @@ def test_compose_builds_what_it_runs_and_the_plan_comes_first(compose: dict[str,
     assert {volume.partition(":")[0] for volume in node["volumes"] if not volume.startswith(".")} == set(compose["volumes"])
     for source in (volume.partition(":")[0] for volume in node["volumes"] if volume.startswith(".")):
         assert (JETSON / source).is_file()
+
+
+def test_a_board_without_a_camera_of_its_own_is_told_what_to_say(compose: dict[str, Any]) -> None:
+    (device,) = compose["services"]["freespace"]["devices"]
+    assert device == "${CAMERA:-/dev/video0}:/dev/video0"
+    assert "CAMERA=/dev/null" in (ROOT / "docs/jetson.md").read_text()
 
 
 def test_compose_and_units_ask_for_options_that_exist(compose: dict[str, Any]) -> None:
