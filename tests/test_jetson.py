@@ -135,6 +135,12 @@ def test_packages_that_are_missing_are_installed(board: Board) -> None:
     assert apt == ["apt-get update", "apt-get install -y --no-install-recommends python3-venv python3-dev build-essential"]
 
 
+def test_the_documentation_says_what_is_installed_beside_the_folder() -> None:
+    (packages,) = re.findall(r"for package in (.*); do", (JETSON / "install.sh").read_text())
+    text = (ROOT / "docs/jetson.md").read_text()
+    assert not [package for package in packages.split() if f"`{package}`" not in text]
+
+
 @pytest.mark.parametrize("options", [(), ("--service",)])
 def test_dry_run_changes_nothing_and_says_all(board: Board, tmp_path: Path, options: tuple[str, ...]) -> None:
     before = sorted(tmp_path.rglob("*"))
