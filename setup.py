@@ -7,7 +7,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent  # colcon links this file into its build folder
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "perception/__init__.py").read_text(encoding="utf-8"))
 assert VERSION
 FOXGLOVE = ["foxglove-sdk>=0.30"]

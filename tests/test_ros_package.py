@@ -85,9 +85,27 @@ def test_executables_go_where_ros_looks_for_them() -> None:
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
     assert parser["install"]["install_scripts"] == parser["develop"]["script_dir"] == "$base/lib/freespace"
+    assert parser["build_scripts"]["executable"] == "/usr/bin/env python3"  # of the environment that pip installed into
     text = (ROOT / "setup.py").read_text(encoding="utf-8")
     assert "freespace_node = perception.ros:main" in text
     assert "share/ament_index/resource_index/packages" in text
+
+
+def test_setup_py_works_through_the_link_that_colcon_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "setup.py").symlink_to(ROOT / "setup.py")
+    wanted: dict[str, Any] = {}
+    monkeypatch.setattr("setuptools.setup", wanted.update)
+    runpy.run_path(str(tmp_path / "setup.py"))
+    assert wanted["version"] == __version__
+
+
+def test_the_documentation_installs_where_pip_may() -> None:
+    text = (ROOT / "docs" / "ros2.md").read_text(encoding="utf-8")
+    lines = text.partition("```sh")[2].partition("```")[0].splitlines()
+    (made,) = (number for number, line in enumerate(lines) if "python3 -m venv --system-site-packages" in line)
+    (installed,) = (number for number, line in enumerate(lines) if line.startswith("pip install"))
+    assert made < installed
+    assert "COLCON_IGNORE" in text
 
 
 # -- Without ROS -------------------------------------------------------------------------------------------------------
