@@ -419,6 +419,8 @@ def test_started_with_what_cannot_be_it_ends_with_a_sentence(tmp_path: Path) -> 
     for parameters, sentence in (
         ({}, "missing.onnx: no such model file"),
         ({"polygons__threshold": 1}, "polygons.threshold must be of type double; a number needs its point"),
+        ({"polygons__threshold": 2.0}, "polygons.threshold must be above 0 to below 1, and is 2.0"),
+        ({"health__blind_after": 0}, "health.blind_after must be from 1 to 100000, and is 0"),
     ):
         node = NodeProcess(tmp_path / "missing.onnx", tmp_path)
         node.start(**parameters)

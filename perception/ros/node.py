@@ -44,7 +44,7 @@ from perception.ros.outputs import (
     picture_topics,
     result_topics,
 )
-from perception.ros.parameters import CHANGEABLE, NODE, Parameter, parameters, settings
+from perception.ros.parameters import CHANGEABLE, NODE, Parameter, parameters, settings, span
 from perception.ros.source import TopicSource
 from perception.session import describe_engine, open_configured
 from perception.status import Status
@@ -145,7 +145,10 @@ class FreespaceNode(LifecycleNode):
                 descriptor.floating_point_range = [limits]
         try:
             self.declare_parameter(parameter.name, parameter.default, descriptor)
-        except (InvalidParameterTypeException, InvalidParameterValueException) as error:
+        except InvalidParameterValueException as error:
+            given = self._parameter_overrides[parameter.name].value
+            raise BadInput(f"{parameter.name} must be {span(parameter)}, and is {given}") from error
+        except InvalidParameterTypeException as error:
             hint = "; a number needs its point: 60.0" if parameter.kind == "double" else ""
             raise BadInput(f"{parameter.name} must be of type {parameter.kind}{hint}: {error}") from error
 
