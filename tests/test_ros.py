@@ -420,6 +420,8 @@ def test_started_with_what_cannot_be_it_ends_with_a_sentence(tmp_path: Path) -> 
         ({}, "missing.onnx: no such model file"),
         ({"polygons__threshold": 1}, "polygons.threshold must be of type double; a number needs its point"),
         ({"polygons__threshold": 2.0}, "polygons.threshold must be above 0 to below 1, and is 2.0"),
+        ({"polygons__treshold": 0.9}, "there is no parameter polygons.treshold; is polygons.threshold meant?"),
+        ({"foo": 1}, "there is no parameter foo\n"),
         ({"health__blind_after": 0}, "health.blind_after must be from 1 to 100000, and is 0"),
     ):
         node = NodeProcess(tmp_path / "missing.onnx", tmp_path)
@@ -652,7 +654,8 @@ def test_metres_and_what_fails_while_it_is_active(peer: Peer, node: NodeProcess,
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_it_cleanly(peer: Peer, node: NodeProcess, number: signal.Signals) -> None:
     if not node.running:
-        node.start()
+        # What rclpy itself asks for is taken, too.
+        node.start(use_sim_time="false", qos_overrides__x__subscription__depth=2, start_type_description_service="false")
     peer.came["/freespace/polygons_json"].clear()
     peer.drive_until(peer.valid(), "valid results")
     began = time.monotonic()

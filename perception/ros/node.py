@@ -5,10 +5,11 @@ The executor, in the caller's thread, only hands on what comes; the loop has thr
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ class FreespaceNode(LifecycleNode):
         config, own: the settings that the parameters stand for.
 
     Raises:
-        BadInput: a parameter has a value that it cannot have.
+        BadInput: a parameter has a value that it cannot have, or there is none of that name.
     """
 
     def __init__(self) -> None:
@@ -117,6 +118,7 @@ class FreespaceNode(LifecycleNode):
         self._snapshot = Snapshot()
         super().__init__(NODE)
         self._known = {parameter.name: parameter for parameter in parameters()}
+        self._refuse_unknown()
         for parameter in self._known.values():
             self._declare(parameter)
         self.config, self.own = settings(self._values())
@@ -130,6 +132,13 @@ class FreespaceNode(LifecycleNode):
         self._ended = self.create_guard_condition(self._on_ended)
 
     # -- Parameters ------------------------------------------------------------------------------------------------
+
+    def _refuse_unknown(self) -> None:
+        """Raise BadInput where a parameter is given that there is not: rclpy would not say so."""
+        rclpys = {name for name in self._parameter_overrides if self.has_parameter(name) or name.startswith("qos_overrides.")}
+        unknown = sorted(set(self._parameter_overrides) - set(self._known) - rclpys)
+        if unknown:
+            raise BadInput("; ".join(f"there is no parameter {name}{nearest(name, self._known)}" for name in unknown))
 
     def _declare(self, parameter: Parameter) -> None:
         descriptor = ParameterDescriptor(
@@ -410,6 +419,12 @@ class FreespaceNode(LifecycleNode):
             text = f"{topic} is published best effort, and reliability: reliable asks for more; set it to best_effort"
             return Cause(Code.UNREACHABLE, text)
         return Cause(Code.STALLED, f"no image on {topic} for {source.silent_s:.0f} s")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Which of the known names may be meant, as the end of a sentence; "" where none is alike."""
+    alike = difflib.get_close_matches(name, known, 1)
+    return f"; is {alike[0]} meant?" if alike else ""
 
 
 def message_class(name: str) -> Any:
