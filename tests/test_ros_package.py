@@ -15,6 +15,7 @@ import sys
 import threading
 import types
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -248,14 +249,26 @@ def test_only_the_newest_image_waits() -> None:
     source.give(image_message(4))  # nobody is there any more, and nobody minds
 
 
-def test_stamps_that_go_back_begin_another_stretch() -> None:
+def taken(stamps_s: Sequence[float]) -> list[tuple[int, int] | None]:
+    """(seq, stretch) of the frame for each image with one of these stamps; None where it was dropped."""
     source = TopicSource("/image_raw")
-    frames = source.frames()
-    stretches = []
-    for stamp_ns in (5, 6, 6, 2, 3):
-        source.give(image_message(stamp_ns))
-        stretches.append(next(frames).stretch)
-    assert stretches == [0, 0, 0, 1, 1]
+    frames, found = source.frames(), list[tuple[int, int] | None]()
+    for stamp_s in stamps_s:
+        dropped = source.dropped
+        source.give(image_message(round(stamp_s * 1e9)))
+        frame = next(frames) if source.dropped == dropped else None
+        found.append((frame.seq, frame.stretch) if frame else None)
+    return found
+
+
+def test_stamps_that_go_back_a_little_are_late_and_far_back_another_stretch() -> None:
+    """As in a bag (`perception.capture.bag`)."""
+    assert taken([100.0, 100.2, 100.199, 100.3, 99.3, 100.3, 100.4]) == [(0, 0), (1, 0), None, (3, 0), None, None, (6, 0)]
+    assert taken([100.0, 100.1, 50.0, 50.1, 48.0]) == [(0, 0), (1, 0), (2, 1), (3, 1), (4, 2)]
+
+
+def test_nothing_is_remembered_between_images_without_stamps() -> None:
+    assert taken([0.0, 0.0, 0.0]) == [(0, 1), (1, 2), (2, 3)]
 
 
 def test_images_that_cannot_be_read_are_said_until_one_can() -> None:
