@@ -358,6 +358,25 @@ def test_latency_is_of_the_clock_that_is_used(driving: Peer) -> None:
         driving.node.destroy_publisher(clock)
 
 
+def test_images_without_stamps_are_said(driving: Peer) -> None:
+    diagnostics = driving.listen(DiagnosticArray, "/diagnostics")
+    latencies = driving.listen(Float64, "/freespace/debug/pipeline_latency_ms", BEST_EFFORT)
+    driving.came["/freespace/polygons_json"].clear()
+
+    def said() -> bool:
+        driving.publish(road(driving.number), 0)
+        driving.spin(0.05)
+        return any("have no stamps" in array.status[0].message for _, array in diagnostics)
+
+    driving.wait(said, "the reason")
+    results = [result for result in driving.results() if result.stamp_ns == 0 and result.latency_ms]
+    assert all(result.valid for result in results)
+    assert [cause.code.value for cause in results[-1].causes] == ["source_unstamped"]
+    assert all(latency.data < 1e6 for _, latency in latencies)
+    driving.drive_until(driving.valid(), "valid results")
+    driving.drive_until(lambda: driving.results()[-1].state == "running", "all is well again")
+
+
 def test_lifecycle(driving: Peer) -> None:
     assert driving.state() == "active"
     began = time.monotonic()

@@ -372,6 +372,25 @@ def test_debug_times() -> None:
     assert values["cyclic_time_ms"] == pytest.approx([33.0])
 
 
+def test_of_an_image_without_a_stamp_no_latency_is_published() -> None:
+    publishers = {topic: Publisher(1) for topic in DEBUG.values()}
+    sink = DebugSink(Messages(record), publishers, lambda: 1_796_060_629_895_000_000)
+    sink.write(make_output(road_image(), stamp_ms=0))
+    assert [m.data for m in publishers[DEBUG["processing_time_ms"]].messages] == [1.0]
+    assert publishers[DEBUG["pipeline_latency_ms"]].messages == []
+
+
+def test_images_without_stamps_are_said_while_they_come() -> None:
+    source = TopicSource("/image_raw")
+    frames = source.frames()
+    troubles = []
+    for stamp_ns in (0, 0, 5):
+        source.give(image_message(stamp_ns))
+        next(frames)
+        troubles.append(source.trouble.code if source.trouble else None)
+    assert troubles == [Code.UNSTAMPED, Code.UNSTAMPED, None]
+
+
 def test_a_snapshot_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     snapshot = Snapshot()
     with pytest.raises(FreespaceError, match="no result"):

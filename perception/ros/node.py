@@ -395,6 +395,8 @@ class FreespaceNode(LifecycleNode):
             if source.trouble is None or source.trouble.code is not trouble.code:
                 self.get_logger().warning(trouble.text)
             source.trouble = trouble
+        elif source.trouble and source.trouble.code is Code.UNSTAMPED:
+            self.get_logger().warning(source.trouble.text, once=True)
         self._publish_status(monitor.status())
 
     def _publish_status(self, status: Status) -> None:

@@ -112,7 +112,7 @@ class PictureSink(TopicSink):
 
 
 class DebugSink(Sink):
-    """Publishes how long things take, in milliseconds: what `DEBUG` names.
+    """Publishes how long things take, in milliseconds: what `DEBUG` names. Of an image without a stamp no latency is known.
 
     Args:
         publishers: by topic.
@@ -129,10 +129,9 @@ class DebugSink(Sink):
     def write(self, output: Output) -> None:
         result = output.result
         before, self._before_ns = self._before_ns, result.published_ns
-        values = {
-            "processing_time_ms": result.latency_ms["total"],
-            "pipeline_latency_ms": (self._now_ns() - result.stamp_ns) / 1e6,
-        }
+        values = {"processing_time_ms": result.latency_ms["total"]}
+        if result.stamp_ns:
+            values["pipeline_latency_ms"] = (self._now_ns() - result.stamp_ns) / 1e6
         if before is not None:
             values["cyclic_time_ms"] = (result.published_ns - before) / 1e6
         for name, value in values.items():

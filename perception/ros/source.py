@@ -15,6 +15,10 @@ from perception.frame import Frame
 from perception.messages import SECOND_NS, image_from_message
 from perception.slot import Closed, Slot
 
+UNSTAMPED = (
+    "images of {} have no stamps: their latency is not known, and results are not steadied; have the driver stamp its images"
+)
+
 
 class Arrival(NamedTuple):
     """A message as it came: its number, its header's stamp, its stretch, and when, on `time.perf_counter_ns`."""
@@ -97,7 +101,7 @@ class TopicSource(Source):
                     self.problems = [str(error)]
                     self.trouble = Cause(Code.CORRUPT, f"{self.uri}: {error}")
                 continue
-            self.trouble = None
+            self.trouble = None if arrival.stamp_ns else Cause(Code.UNSTAMPED, UNSTAMPED.format(self.uri))
             yield Frame(
                 image,
                 arrival.seq,
