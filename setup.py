@@ -7,7 +7,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent  # colcon links this file into its build folder
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "perception/__init__.py").read_text(encoding="utf-8"))
 assert VERSION
 FOXGLOVE = ["foxglove-sdk>=0.30"]
@@ -24,6 +24,27 @@ ROS = [
     )
 ]
 BAGS = ["rosbags>=0.11", "mcap>=1.2"]
+# By name: what else lies in these folders may be secret, such as the environment of a container.
+LAUNCH = (
+    "fastdds.xml",
+    "foxglove-layout.json",
+    "foxglove-ros-layout.json",
+    "freespace.launch.py",
+    "freespace.rviz",
+    "freespace.service",
+    "freespace.yaml",
+    "params.yaml",
+)
+JETSON = (
+    "Containerfile",
+    "Containerfile.dockerignore",
+    "compose.yaml",
+    "freespace-build.service",
+    "freespace-clocks.service",
+    "freespace.yaml",
+    "install.sh",
+    "jetson.conf",
+)
 NVML = "nvidia-ml-py>=12"  # clocks, power and temperature, for freespace bench
 RTX = ("tensorrt-rtx-cu13-libs>=1.7", "tensorrt-rtx-cu13-bindings>=1.7")
 
@@ -44,11 +65,8 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", ["resource/freespace"]),
         ("share/freespace", ["package.xml"]),
-        (
-            "share/freespace/launch",
-            [str(p.relative_to(ROOT)) for p in sorted((ROOT / "launch").iterdir()) if p.is_file()],
-        ),
-        ("share/freespace/launch/jetson", [str(p.relative_to(ROOT)) for p in sorted((ROOT / "launch/jetson").iterdir())]),
+        ("share/freespace/launch", [f"launch/{name}" for name in LAUNCH]),
+        ("share/freespace/launch/jetson", [f"launch/jetson/{name}" for name in JETSON]),
     ],
     install_requires=[
         "numpy>=1.26",

@@ -21,13 +21,16 @@ from typing import Any, Literal, Protocol
 import orjson
 
 from perception.capture.uri import RECORDED
-from perception.errors import BadInput, FreespaceError, tell
+from perception.errors import BadInput, FreespaceError
+from perception.errors import tell as remark
 
 SCHEMA = "freespace-batch/1"
 SUFFIXES = RECORDED | {".ts", ".mts", ".m2ts", ".3gp", ".mcap", ".db3"}
 JOURNAL, LOCK, UNFINISHED = "batch.jsonl", ".batch.lock", ".part"
 HEAD_BYTES = 1 << 16
 WAKE_S = 0.2
+QUIET_S = 30.0  # without a worker that is ready for so long, it is said that one is waited for
+START_S = 1800.0  # a network may have to be compiled first
 DIFFERENCES_SHOWN = 5
 
 State = Literal["done", "failed"]
@@ -116,7 +119,7 @@ def lines_of(given: Iterable[str]) -> Iterator[str]:
 
 def videos_below(folder: str, results: str) -> Iterator[Path]:
     def left_out(error: OSError) -> None:
-        tell(f"{error.filename}: is left out, it cannot be read: {error.strerror}")
+        remark(f"{error.filename}: is left out, it cannot be read: {error.strerror}")
 
     for parent, folders, names in os.walk(folder, onerror=left_out):
         folders[:] = sorted(f for f in folders if not f.startswith(".") and os.path.join(parent, f) != results)
@@ -394,6 +397,25 @@ class Attempts:
     errors: list[str] = field(default_factory=list)
 
 
+class Patience:
+    """How long it is waited for a worker that is ready; limits as in `do_all`."""
+
+    def __init__(self, quiet_s: float, start_s: float) -> None:
+        self._quiet_s, self._start_s = quiet_s, start_s
+        self._since, self._said = time.monotonic(), False
+
+    def look(self, ready: bool) -> None:
+        """``ready``: whether somebody works, or nobody has to. Raises FreespaceError: nobody has for too long."""
+        now = time.monotonic()
+        if ready:
+            self._since, self._said = now, False
+        elif now - self._since > self._start_s:
+            raise FreespaceError(f"no worker was ready within {self._start_s:g} s: loading the network hangs, or finds no room")
+        elif now - self._since > self._quiet_s and not self._said:
+            self._said = True
+            remark(f"waiting for a worker that is ready, up to {self._start_s:g} s: the network is loaded, or compiled")
+
+
 def do_all(
     todo: Sequence[Recording],
     workers: Workers,
@@ -405,6 +427,8 @@ def do_all(
     retries: int = 2,
     pause_s: float = 1.0,
     stall_s: float = 300.0,
+    quiet_s: float = QUIET_S,
+    start_s: float = START_S,
 ) -> list[Entry]:
     """Have every recording done, each with as many retries, after pauses that double; what fails stops no other.
 
@@ -414,6 +438,7 @@ def do_all(
         tell: hears all news.
         pause_s: before the first retry, seconds.
         stall_s: a recording without a further frame for so long, seconds, has failed.
+        quiet_s, start_s: while no worker is ready: after so many seconds that is said on stderr, or the batch has failed.
 
     Returns:
         what was noted, in the order in which it came.
@@ -421,6 +446,7 @@ def do_all(
     Raises:
         FreespaceError, ModelError: nobody can work, or the journal cannot be written.
     """
+    patience = Patience(quiet_s, start_s)
     waiting, later = deque(todo), list[tuple[float, Recording]]()
     attempts = {recording: Attempts() for recording in todo}
     heard: dict[Recording, tuple[float, int]] = {}
@@ -457,6 +483,7 @@ def do_all(
             recording = waiting.popleft()
             heard[recording] = now, 0
             workers.give(recording)
+        patience.look(ready=bool(heard) or not waiting)
         for news in workers.wait(WAKE_S):
             hear(news)
         now = time.monotonic()

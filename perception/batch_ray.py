@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -57,13 +57,13 @@ class RayWorkers:
 
     Args:
         address: ``HOST:PORT`` of the cluster, ``ray://HOST:PORT`` through its client's port, ``auto``, or ``local``.
-        count: how many actors; 0 for as many as there is room for.
+        count: how many actors at most; 0 for as many as there is room for.
         files: how many recordings there are: no more actors than that.
         threads: processor cores that each one takes.
         gpu: whether the network may run on a GPU; where the cluster has some, its actors share those.
 
     Raises:
-        BadInput: ray is not installed, or there is no cluster.
+        BadInput: ray is not installed, there is no cluster, or none of its machines has room for an actor.
     """
 
     def __init__(
@@ -79,15 +79,18 @@ class RayWorkers:
     ) -> None:
         self._ray = connect(address)
         self._arguments = config, str(out.absolute()), tuple(wanted)
-        resources = self._ray.cluster_resources()
-        gpus = int(resources.get("GPU", 0)) if gpu else 0
-        room = gpus * WORKERS_PER_GPU or max(1, int(resources.get("CPU", 1)) // threads)
+        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        gpus = gpu and any(machine.get("GPU", 0) >= 1 for machine in machines)
+        room = sum(room_on(machine, threads, gpus) for machine in machines)
+        if not room:
+            self._ray.shutdown()
+            raise BadInput(f"--ray {address}: {too_small(machines, threads, gpus)}; give a smaller --threads")
         self._kind = self._ray.remote(RayWorker).options(
             num_cpus=threads, num_gpus=1 / WORKERS_PER_GPU if gpus else 0, max_concurrency=2, max_restarts=0
         )
         self._failed_starts = 0
         self._polled = time.monotonic()
-        self._actors = [self._begin() for _ in range(min(count or room, files))]
+        self._actors = [self._begin() for _ in range(min(count or room, room, files))]
 
     def _begin(self) -> Actor:
         actor = self._kind.remote(*self._arguments)
@@ -177,6 +180,19 @@ class Actor:
         self.where = ""
         self.recording: Recording | None = None
         self.frames = 0
+
+
+def room_on(machine: Mapping[str, float], threads: int, gpus: bool) -> int:
+    """How many actors fit on a machine with these resources; each takes ``threads`` cores, and with ``gpus`` half of one."""
+    cores = int(machine.get("CPU", 0)) // threads
+    return min(cores, int(machine.get("GPU", 0)) * WORKERS_PER_GPU) if gpus else cores
+
+
+def too_small(machines: Sequence[Mapping[str, float]], threads: int, gpus: bool) -> str:
+    """Why no actor fits on any of them."""
+    largest = max((int(machine.get("CPU", 0)) for machine in machines if not gpus or machine.get("GPU", 0) >= 1), default=0)
+    which = "no machine with a GPU" if gpus else "no machine"
+    return f"{which} of the cluster has the {threads} processor cores that a worker takes, at most {largest}"
 
 
 def connect(address: str) -> Any:

@@ -16,6 +16,7 @@ class Code(str, Enum):
     STALLED = "source_stalled"  # open, and no frame comes
     CORRUPT = "source_corrupt"  # frames come that cannot be decoded
     ENDED = "source_ended"
+    UNSTAMPED = "source_unstamped"  # frames come without stamps: nobody knows how old they are
     # The picture
     FROZEN = "image_frozen"
     DARK = "image_dark"

@@ -11,8 +11,12 @@ from engine.settings import Section, read_settings
 from perception.errors import BadInput
 
 LONGEST_S = 1e9
+HOUR_S = 3600.0
+LARGEST_PX = 65_535
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Wait = Annotated[float, Field(gt=0, le=HOUR_S)]
+Side = Annotated[int, Field(gt=0, le=LARGEST_PX)]
 BagTopic = Literal[
     "polygons",
     "polygons_json",
@@ -38,23 +42,23 @@ class CaptureConfig(Section):
     topic: str | None = None  # of a ROS 2 bag: the one with the pictures, where there are several
     start_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 0.0
     duration_s: Annotated[float, Field(gt=0, le=LONGEST_S)] | None = None
-    every: Annotated[int, Field(ge=1)] = 1
-    image_fps: Annotated[float, Field(gt=0)] = 10.0  # rate at which a folder of images is played
+    every: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    image_fps: Annotated[float, Field(ge=1e-6, le=1000)] = 10.0  # rate at which a folder of images is played
     loop: bool = False  # begin a recording again when it ends
     realtime: bool = False  # play a recording at its own pace, as a live source: what comes too late is dropped
     # What a camera is asked for; None takes what it gives.
-    width: Annotated[int, Field(gt=0)] | None = None
-    height: Annotated[int, Field(gt=0)] | None = None
-    fps: Annotated[float, Field(gt=0)] | None = None
+    width: Side | None = None
+    height: Side | None = None
+    fps: Annotated[float, Field(gt=0, le=1000)] | None = None
     pixel_format: str | None = None  # such as MJPG or YUYV
-    exposure_ms: Annotated[float, Field(gt=0)] | None = None
+    exposure_ms: Annotated[float, Field(gt=0, le=60_000)] | None = None
     transport: Literal["tcp", "udp"] = "tcp"  # of RTSP
     hardware: bool = True  # decode by hardware where the system can
-    open_timeout_s: Annotated[float, Field(gt=0)] = 5.0
-    read_timeout_s: Annotated[float, Field(gt=0)] = 1.0  # without a frame for so long a live source is opened again
-    retry_first_s: Annotated[float, Field(gt=0)] = 0.25  # between attempts to open it: doubled each time, with jitter
-    retry_longest_s: Annotated[float, Field(gt=0)] = 1.5
-    give_up_s: Annotated[float, Field(ge=0)] = 0.0  # end after so long without a source; 0 never does
+    open_timeout_s: Wait = 5.0
+    read_timeout_s: Wait = 1.0  # without a frame for so long a live source is opened again
+    retry_first_s: Wait = 0.25  # between attempts to open it: doubled each time, with jitter
+    retry_longest_s: Wait = 1.5
+    give_up_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 0.0  # end after so long without a source; 0 never does
 
 
 class EngineConfig(Section):
@@ -63,7 +67,7 @@ class EngineConfig(Section):
     model: str | None = None  # None: the model that ships with the package
     backend: str = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"  # as `engine.open_engine`
-    threads: Annotated[int, Field(ge=0)] = 0  # 0: the backend's choice
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0  # 0: the backend's choice
     input_size: Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*$")] | None = (
         None  # such as 640x384; None: the model file's own
     )
@@ -74,7 +78,7 @@ class PolygonConfig(Section):
 
     plane: Literal["freespace", "ego"] = "freespace"
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    tolerance_px: Annotated[float, Field(ge=0)] = 0.5  # how far a simplified outline may lie off, source pixels
+    tolerance_px: Annotated[float, Field(ge=0, le=1000)] = 0.5  # how far a simplified outline may lie off, source pixels
     min_region: Fraction = 5e-4  # smaller regions are left out, as a fraction of the image's area
     min_hole: Fraction = 5e-5  # smaller holes are filled, likewise
 
@@ -83,8 +87,8 @@ class LoopConfig(Section):
     """How the loop keeps up."""
 
     policy: Literal["auto", "all", "latest"] = "auto"  # auto: latest for what is live, all for recordings
-    budget_ms: Annotated[float, Field(gt=0)] = 250.0  # of a live source: an older result is not valid
-    invalid_hz: Annotated[float, Field(gt=0, le=100)] = 5.0  # while there is no valid result, say so at this rate
+    budget_ms: Annotated[float, Field(gt=0, le=HOUR_S * 1e3)] = 250.0  # of a live source: an older result is not valid
+    invalid_hz: Annotated[float, Field(ge=0.01, le=100)] = 5.0  # while there is no valid result, say so at this rate
     state: str | None = None  # file that the next start goes on from: frames are numbered on
 
 
@@ -95,11 +99,11 @@ class HealthConfig(Section):
     dark_level: Annotated[float, Field(ge=0, le=255)] = 8.0  # grey level of 255 that the brightest hundredth must reach
     bright_fraction: Fraction = 0.6  # of the picture that may be saturated
     covered_fraction: Fraction = 0.72  # of the picture that may show nothing
-    least_sharpness: Annotated[float, Field(ge=0)] = 0.12  # finest details relative to coarse contrast; by day about 0.9
+    least_sharpness: Annotated[float, Field(ge=0, le=10)] = 0.12  # finest details relative to coarse contrast; by day about 0.9
     defocus_fraction: Fraction = 0.15  # of the sharpness the camera used to have
-    blind_after: Annotated[int, Field(ge=1)] = 3  # pictures in a row that are less sharp than that
-    frozen_s: Annotated[float, Field(gt=0)] | None = 0.25  # identical pictures for so long, live sources only; None: never
-    clear_s: Annotated[float, Field(ge=0)] = 0.3  # good pictures for so long before they are trusted again
+    blind_after: Annotated[int, Field(ge=1, le=100_000)] = 3  # pictures in a row that are less sharp than that
+    frozen_s: Wait | None = 0.25  # identical pictures for so long, live sources only; None: never
+    clear_s: Annotated[float, Field(ge=0, le=HOUR_S)] = 0.3  # good pictures for so long before they are trusted again
 
 
 class StabiliseConfig(Section):
@@ -110,8 +114,8 @@ class StabiliseConfig(Section):
     hold_drivable: Annotated[float, Field(ge=0, lt=1)] = 0.4
     # A pixel that is not drivable is held while its score is less than this above the threshold, as a fraction of the rest.
     hold_blocked: Fraction = 0.9
-    settle_s: Annotated[float, Field(gt=0)] = 0.25  # time constant with which what is held is let go
-    gap_s: Annotated[float, Field(gt=0)] = 0.5  # begin anew after so long without a frame
+    settle_s: Wait = 0.25  # time constant with which what is held is let go
+    gap_s: Wait = 0.5  # begin anew after so long without a frame
 
 
 class GroundConfig(Section):
@@ -123,7 +127,7 @@ class GroundConfig(Section):
     scan_step: Annotated[float, Field(ge=1e-3, le=0.5)] = 0.0175  # radians between the ranges of the scan
     vehicle_width_m: Annotated[float, Field(gt=0, le=10)] = 2.0
     bumper_m: Annotated[float, Field(ge=0, le=20)] = 0.0  # how far the front bumper is ahead of base_link's origin
-    widths_at_m: Annotated[list[Annotated[float, Field(gt=0)]], Field(max_length=100)] = Field(
+    widths_at_m: Annotated[list[Annotated[float, Field(gt=0, le=500)]], Field(max_length=100)] = Field(
         default_factory=lambda: [5.0, 10.0, 20.0, 30.0]
     )
     # What makes metres uncertain, beside the calibration itself, as standard deviations.
@@ -148,10 +152,10 @@ class OutputConfig(Section):
     metrics: str | None = None  # HOST:PORT of Prometheus metrics
     # Asked of whoever wants the web page or metrics; needed unless they are for this machine alone.
     token: Annotated[str | None, Field(repr=False)] = None
-    image_width: Annotated[int, Field(gt=0)] | None = 640  # of the pictures in MCAP and Rerun; None keeps the frame's
+    image_width: Side | None = 640  # of the pictures in MCAP and Rerun; None keeps the frame's
     image_quality: Annotated[int, Field(ge=1, le=100)] = 75  # of these, as JPEG
     append: bool = False  # go on where the run before ended
-    rotate_mb: Annotated[float, Field(gt=0)] | None = None  # begin a new polygon file after so many megabytes
+    rotate_mb: Annotated[float, Field(gt=0, le=1_000_000)] | None = None  # begin a new polygon file after so many megabytes
     overwrite: bool = False
     show: bool = False
 

@@ -27,6 +27,7 @@ class Frame:
         decode_ms: time the source spent making the image, in milliseconds.
         dropped: frames the source had lost when this one was made.
         stretch: frames of one number follow each other; another one means that the source was opened, or begun, again.
+        logged_ns: of a bag: when its message was recorded, on the recorder's clock; None elsewhere.
         grabbed_ns: when it was there, on `time.perf_counter_ns`: what its age is counted from.
     """
 
@@ -40,6 +41,7 @@ class Frame:
     decode_ms: float = 0.0
     dropped: int = 0
     stretch: int = 0
+    logged_ns: int | None = None
     grabbed_ns: int = field(default_factory=time.perf_counter_ns)
 
     @property

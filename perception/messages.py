@@ -55,8 +55,6 @@ LEVELS: dict[State, str] = {
 class Messages:
     """Builds messages; it remembers nothing of those before.
 
-    What follows from a result alone takes an `Output` or its `Freespace`: results without a frame have messages, too.
-
     Args:
         types: the classes to build from. Every field is given by keyword, and sequences of numbers as the classes want
             them: ``array.array`` for rclpy, numpy arrays for rosbags.
@@ -113,7 +111,7 @@ class Messages:
 
     # -- Results ---------------------------------------------------------------------------------------------------
 
-    def polygons(self, output: Output | Freespace) -> list[Any]:
+    def polygons(self, output: Output) -> list[Any]:
         """geometry_msgs/PolygonInstanceStamped, one for each ring.
 
         With ground they are in metres in the ground's frame, each part of a polygon within range a polygon of its own; else in
@@ -123,7 +121,7 @@ class Messages:
         for example since the result is not valid, there is one message without points, its id -1: what was free is not any
         more.
         """
-        result = result_of(output)
+        result = output.result
         frame_id = ground_frame(output) or result.frame_id
         if result.ground:
             regions = [part.rings for polygon in result.polygons for part in polygon.ground or []]
@@ -146,7 +144,8 @@ class Messages:
 
     def polygons_json(self, output: Output | Freespace) -> Any:
         """std_msgs/String with the ``freespace/1`` object (`Freespace.to_json`): all that is known, in one message."""
-        return self.make("std_msgs/String", data=result_of(output).to_json())
+        result = output.result if isinstance(output, Output) else output
+        return self.make("std_msgs/String", data=result.to_json())
 
     def mask(self, output: Output) -> Any:
         """sensor_msgs/Image mono8 of the frame's size: 255 where free, else 0, as `perception.sinks.masks` writes it."""
@@ -190,13 +189,13 @@ class Messages:
         header = self.header(metres.camera.mount.frame_id, result.stamp_ns)
         return self.make("nav_msgs/OccupancyGrid", header=header, info=info, data=self.numbers(cells))
 
-    def scan(self, output: Output | Freespace) -> Any:
+    def scan(self, output: Output) -> Any:
         """sensor_msgs/LaserScan: how far free ground reaches from the origin of the ground's frame.
 
         As in REP 117 infinity means that it does not end within the range, NaN that nobody knows: the view ends before. Of a
         result that is not valid there are no ranges. None without a calibrated camera.
         """
-        result, frame_id = result_of(output), ground_frame(output)
+        result, frame_id = output.result, ground_frame(output)
         if frame_id is None:
             return None
         scan = result.ground.scan if result.ground else None
@@ -218,10 +217,10 @@ class Messages:
             intensities=self.numbers(np.empty(0, np.float32)),
         )
 
-    def markers(self, output: Output | Freespace) -> Any:
+    def markers(self, output: Output) -> Any:
         """visualization_msgs/MarkerArray: all markers of the result before deleted, then a closed LINE_STRIP for each ring on
         the ground, and the reason where the result is not valid."""
-        result, ground = result_of(output), ground_frame(output)
+        result, ground = output.result, ground_frame(output)
         kind = self._types("visualization_msgs/msg/Marker")
         header = self.header(ground or result.frame_id, result.stamp_ns)
         markers = [self.marker(header, action=kind.DELETEALL)]
@@ -321,17 +320,11 @@ class Messages:
         return self.make("std_msgs/Float64", data=value)
 
 
-def result_of(output: Output | Freespace) -> Freespace:
-    return output if isinstance(output, Freespace) else output.result
-
-
-def ground_frame(output: Output | Freespace) -> str | None:
+def ground_frame(output: Output) -> str | None:
     """The ``frame_id`` of the ground; None without a calibrated camera."""
-    if ground := result_of(output).ground:
+    if ground := output.result.ground:
         return ground.frame_id
-    if isinstance(output, Output) and output.metres:
-        return output.metres.camera.mount.frame_id
-    return None
+    return output.metres.camera.mount.frame_id if output.metres else None
 
 
 def key_values(status: Status) -> Iterator[tuple[str, str]]:

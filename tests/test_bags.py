@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sqlite3
 import subprocess
@@ -424,7 +425,7 @@ def test_a_bag_goes_in_and_a_bag_with_the_same_stamps_comes_out(tmp_path: Path, 
         "/freespace/polygons_json",
     ]
     for name in ("/freespace/polygons", "/freespace/mask", "/freespace/overlay/compressed"):
-        assert [log_ns for log_ns, _ in topics[name]] == stamps
+        assert [log_ns for log_ns, _ in topics[name]] == [stamp + LATE_NS for stamp in stamps]
         assert [stamp_of(message) for _, message in topics[name]] == stamps
         assert {message.header.frame_id for _, message in topics[name]} == {"front_camera"}
     results = [Freespace.from_json(message.data) for _, message in topics["/freespace/polygons_json"]]
@@ -438,6 +439,40 @@ def test_a_bag_goes_in_and_a_bag_with_the_same_stamps_comes_out(tmp_path: Path, 
     # The result is a bag whose pictures can be run again.
     with BagSource(str(out), Selection(), "/freespace/mask") as source:
         assert [frame.stamp_ns for frame in source.frames()] == stamps
+
+
+@pytest.mark.parametrize("late_ns", [600 * 1_000_000_000, -600 * 1_000_000_000])
+def test_results_lie_where_their_images_lie_whatever_clock_the_driver_stamps_by(
+    tmp_path: Path, tiny_engine: Engine, late_ns: int
+) -> None:
+    recorded = [BEGIN_NS + n * STEP_NS for n in range(4)]
+    stamps = [log_ns - late_ns for log_ns in recorded]
+    images = [picture(n, stamp_ns, road_image()) for n, stamp_ns in enumerate(stamps)]
+    bag = write_bag(tmp_path / "drive", [("/image", RAW, at, image) for at, image in zip(recorded, images, strict=True)])
+    with BagSource(str(bag), Selection()) as source:
+        run(source, tiny_engine, [BagSink(tmp_path / "result")], Config())
+    topics = written(tmp_path / "result")
+    assert [log_ns for log_ns, _ in topics["/freespace/polygons"]] == recorded
+    assert [stamp_of(message) for _, message in topics["/freespace/polygons"]] == stamps
+    ((logged, diagnostics),) = topics["/diagnostics"]
+    assert (logged, stamp_of(diagnostics)) == (recorded[0], stamps[0])
+
+
+def test_what_is_said_without_an_image_lies_after_the_newest_one(tmp_path: Path) -> None:
+    sink, given = BagSink(tmp_path / "out"), make_output(road_image(), stamp_ms=100_000)
+    sink.write(replace(given, frame=replace(given.frame, logged_ns=700_000_000_000)))
+    sink.write_without_frame(invalid(given).result)
+    sink.close()
+    first, second = (log_ns for log_ns, _ in written(tmp_path / "out")["/freespace/polygons_json"])
+    assert first == 700_000_000_000
+    assert first < second < first + 60_000_000_000
+
+
+def test_a_bag_that_is_looped_goes_on_on_its_time_line(tmp_path: Path) -> None:
+    bag = write_bag(tmp_path / "drive", drive(3))
+    with LoopedSource(BagSource(str(bag), Selection()), lambda: BagSource(str(bag), Selection())) as source:
+        frames = list(itertools.islice(source.frames(), 5))
+    assert [f.logged_ns for f in frames] == [BEGIN_NS + n * STEP_NS + LATE_NS for n in range(5)]
 
 
 def test_what_is_on_the_ground_is_in_the_bag_and_is_taken_back(tmp_path: Path) -> None:
@@ -469,8 +504,9 @@ def test_results_before_the_first_frame_and_not_valid_ones_are_written(tmp_path:
     sink.write(given)
     sink.close()
     topics = written(tmp_path / "out")
-    assert [m.polygon.id for _, m in topics["/freespace/polygons"]] == [-1, -1]
-    assert [log_ns for log_ns, _ in topics["/freespace/polygons"]] == [0, given.frame.stamp_ns]
+    assert [log_ns for log_ns, _ in topics["/freespace/polygons_json"]] == [0, given.frame.stamp_ns]
+    assert [(log_ns, m.polygon.id) for log_ns, m in topics["/freespace/polygons"]] == [(given.frame.stamp_ns, -1)]
+    assert [stamp_of(m) for _, m in topics["/freespace/markers"] for m in m.markers[:1]] == [given.frame.stamp_ns]
     assert len(topics["/freespace/occupancy"]) == 1
 
 

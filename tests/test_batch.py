@@ -25,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perception import batch as archive
-from perception import batch_command
+from perception import batch_command, batch_ray
 from perception.batch import (
     JOURNAL,
     LOCK,
@@ -320,6 +320,30 @@ def test_one_that_hangs_is_given_up(tmp_path: Path) -> None:
     assert "no frame for 0.1 s" in noted[0].errors[0]
 
 
+class NeverReady(Scripted):
+    """Its worker loads the network for ever."""
+
+    @property
+    def free(self) -> int:
+        return 0
+
+
+def test_a_worker_that_is_never_ready_is_said_and_given_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    todo = [Recording(str(tmp_path / "a"), "a")]
+    with pytest.raises(FreespaceError, match=r"no worker was ready within 0\.2 s"):
+        do_all(
+            todo,
+            NeverReady({"a": [OUTCOME]}),
+            Journal(tmp_path),
+            "s",
+            lambda: False,
+            lambda news: None,
+            quiet_s=0.05,
+            start_s=0.2,
+        )
+    assert capsys.readouterr().err.count("waiting for a worker that is ready") == 1
+
+
 # -- The whole, with real processes ------------------------------------------------------------------------------------
 
 
@@ -578,8 +602,6 @@ with_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not insta
 def test_on_a_ray_cluster_of_this_machine(
     films: Path, long_film: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from perception import batch_ray
-
     monkeypatch.setenv(batch_ray.LOOPBACK, "")  # taken back afterwards
 
     out, killed = tmp_path / "out", list[int]()
@@ -607,6 +629,24 @@ def test_on_a_ray_cluster_of_this_machine(
     assert signal.getsignal(signal.SIGTERM) is handler
     assert outside == set()
     assert not (out / UNFINISHED).exists()
+
+
+def test_actors_are_as_many_as_the_machines_have_room_for() -> None:
+    small, big, gpus = {"CPU": 1.0}, {"CPU": 9.0, "memory": 1e9}, {"CPU": 4.0, "GPU": 2.0}
+    assert [batch_ray.room_on(machine, 2, gpus=False) for machine in (small, big, gpus, {})] == [0, 4, 2, 0]
+    assert [batch_ray.room_on(machine, 1, gpus=True) for machine in (small, big, gpus)] == [0, 0, 4]
+    assert batch_ray.room_on(gpus, 2, gpus=True) == 2
+
+
+@linux
+@with_ray
+def test_a_cluster_whose_machines_are_too_small(
+    films: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(batch_ray.LOOPBACK, "0")  # another test may have imported ray; taken back afterwards
+    with pytest.raises(BadInput, match=r"no machine of the cluster has the 1000 processor cores .*smaller --threads"):
+        run([films], tmp_path / "out", settings(tiny_model, engine__threads=1000), ray="local")
+    assert not sys.modules["ray"].is_initialized()
 
 
 @with_ray

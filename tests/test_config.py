@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.base import Engine
 from engine.settings import read_yaml
-from perception.config import Config, load_config
+from perception.capture import Selection, open_source
+from perception.config import Config, HealthConfig, LoopConfig, PolygonConfig, StabiliseConfig, load_config
 from perception.errors import BadInput
+from perception.node import process
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -77,6 +82,62 @@ def test_a_key_that_stands_twice(tmp_path: Path) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="No such file"):
         load_config(tmp_path / "none.yaml", {})
+
+
+def numbers(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The numbers that a key's value may be, or be made of."""
+    for branch in schema.get("anyOf", [schema]):
+        if branch.get("type") == "array":
+            yield from numbers(branch["items"])
+        elif branch.get("type") in ("integer", "number"):
+            yield branch
+
+
+def test_every_number_has_a_largest_and_a_smallest_value() -> None:
+    for section, keys in Config.model_json_schema()["$defs"].items():
+        for key, schema in keys["properties"].items():
+            for number in numbers(schema):
+                least = number.get("minimum", number.get("exclusiveMinimum"))
+                most = number.get("maximum", number.get("exclusiveMaximum"))
+                assert least is not None, f"{section}.{key}"
+                assert most is not None, f"{section}.{key}"
+                assert abs(most) <= 1e9, f"{section}.{key}"
+
+
+EXTREMES = [
+    (section, key, value)
+    for section, of in (
+        ("polygons", PolygonConfig),
+        ("loop", LoopConfig),
+        ("health", HealthConfig),
+        ("stabilise", StabiliseConfig),
+    )
+    for key, schema in of.model_json_schema()["properties"].items()
+    for number in numbers(schema)
+    for value in {number.get("minimum"), number.get("maximum")} - {None}
+]
+
+
+@pytest.mark.parametrize(("section", "key", "value"), EXTREMES)
+def test_the_loop_takes_every_number_that_is_allowed(section: str, key: str, value: float, tiny_engine: Engine) -> None:
+    config = load_config(None, {f"{section}.{key}": value, "stabilise.enabled": True})
+    with open_source("synthetic://drive?size=128x64&seconds=1", Selection(every=10)) as source:
+        results = [output.result for output in process(source, tiny_engine, config)]
+    assert len(results) > 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("polygons.tolerance_px", 1e300),
+        ("health.blind_after", 2**62),
+        ("stabilise.settle_s", 1e308),
+        ("loop.invalid_hz", 1e-310),
+    ],
+)
+def test_numbers_that_no_loop_can_take_are_refused(key: str, value: float) -> None:
+    with pytest.raises(BadInput, match=key):
+        load_config(None, {key: value})
 
 
 def test_the_launch_file_lists_every_default() -> None:

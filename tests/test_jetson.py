@@ -135,6 +135,12 @@ def test_packages_that_are_missing_are_installed(board: Board) -> None:
     assert apt == ["apt-get update", "apt-get install -y --no-install-recommends python3-venv python3-dev build-essential"]
 
 
+def test_the_documentation_says_what_is_installed_beside_the_folder() -> None:
+    (packages,) = re.findall(r"for package in (.*); do", (JETSON / "install.sh").read_text())
+    text = (ROOT / "docs/jetson.md").read_text()
+    assert not [package for package in packages.split() if f"`{package}`" not in text]
+
+
 @pytest.mark.parametrize("options", [(), ("--service",)])
 def test_dry_run_changes_nothing_and_says_all(board: Board, tmp_path: Path, options: tuple[str, ...]) -> None:
     before = sorted(tmp_path.rglob("*"))
@@ -257,7 +263,7 @@ def test_compose_builds_what_it_runs_and_the_plan_comes_first(compose: dict[str,
     folder = (JETSON / plan["build"]["context"]).resolve()
     assert folder == ROOT
     assert (folder / plan["build"]["dockerfile"]).is_file()
-    assert node["depends_on"] == {"plan": {"condition": "service_completed_successfully"}}
+    assert node["depends_on"] == {"plan": {"condition": "service_completed_successfully", "required": False}}
     assert plan["restart"] == "no"
     assert node["restart"] == "unless-stopped"
     cache = "/var/cache/freespace"
@@ -270,6 +276,12 @@ def test_compose_builds_what_it_runs_and_the_plan_comes_first(compose: dict[str,
     assert {volume.partition(":")[0] for volume in node["volumes"] if not volume.startswith(".")} == set(compose["volumes"])
     for source in (volume.partition(":")[0] for volume in node["volumes"] if volume.startswith(".")):
         assert (JETSON / source).is_file()
+
+
+def test_a_board_without_a_camera_of_its_own_is_told_what_to_say(compose: dict[str, Any]) -> None:
+    (device,) = compose["services"]["freespace"]["devices"]
+    assert device == "${CAMERA:-/dev/video0}:/dev/video0"
+    assert "CAMERA=/dev/null" in (ROOT / "docs/jetson.md").read_text()
 
 
 def test_compose_and_units_ask_for_options_that_exist(compose: dict[str, Any]) -> None:
@@ -342,11 +354,51 @@ def test_the_image_has_all_that_the_package_is_made_of(monkeypatch: pytest.Monke
     assert {Path(file).parts[0] for _, files in wanted["data_files"] for file in files} <= copied  # else pip refuses
 
 
+def test_what_lies_beside_the_launch_files_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of a container has a token in it."""
+    for name in ("setup.py", "README.md", "perception/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "launch", tmp_path / "launch", ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    kept = {str(path.relative_to(tmp_path)) for path in (tmp_path / "launch").rglob("*") if path.is_file()}
+    (tmp_path / "launch/jetson/.env").write_text("FREESPACE_TOKEN=secret")
+    (tmp_path / "launch/jetson/__pycache__").mkdir()
+    wanted: dict[str, Any] = {}
+    monkeypatch.setattr("setuptools.setup", wanted.update)
+    runpy.run_path(str(tmp_path / "setup.py"))
+    assert {file for _, files in wanted["data_files"] for file in files if file.startswith("launch/")} == kept
+
+
+def test_secrets_and_leftovers_do_not_get_into_the_image_or_the_repository() -> None:
+    ignored = (JETSON / "Containerfile.dockerignore").read_text().splitlines()
+    taken_in = max(number for number, line in enumerate(ignored) if line.startswith("!"))
+    assert set(ignored[taken_in + 1 :]) == {"**/__pycache__", "**/.env"}  # the last line that matches counts
+    assert ".env" in (ROOT / ".gitignore").read_text().splitlines()
+
+
 def test_the_settings_are_settings() -> None:
     config = load_config(JETSON / "freespace.yaml", {})
     assert config.capture.source == "v4l2:///dev/video0"
     assert config.output.append
     assert Path(str(config.output.polygons)).is_relative_to("/var/lib/freespace")
+
+
+# jetson_clocks as it is: asks before it replaces a file, and fails where nobody answers.
+CLOCKS = """
+case "$1" in
+--store) if [ -e "$2" ]; then read -r answer || exit 1; fi; echo old > "$2" ;;
+--restore) [ -e "$2" ] ;;
+esac
+"""
+
+
+def test_the_clocks_can_be_started_again(board: Board, tmp_path: Path) -> None:
+    board.fake("jetson_clocks", CLOCKS)
+    unit = (JETSON / "freespace-clocks.service").read_text()
+    unit = unit.replace("/usr/bin/jetson_clocks", str(board.bin / "jetson_clocks")).replace("/run/", f"{tmp_path}/")
+    start, stop = (re.findall(rf"^{key}=(.*)$", unit, re.M) for key in ("Exec(?:StartPre|Start)", "ExecStop"))
+    for command in (*start, *stop, *start):  # systemctl restart
+        assert subprocess.run(command.split(), stdin=subprocess.DEVNULL, timeout=10).returncode == 0, command
 
 
 # -- Lints ------------------------------------------------------------------------------------------------------------

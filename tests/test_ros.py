@@ -5,6 +5,7 @@ The model decides by colour (``conftest.write_model``), so what must come out is
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import signal
@@ -50,9 +51,10 @@ from perception.frame import Frame
 from perception.freespace import Freespace
 from perception.messages import Messages, image_from_message
 from perception.node import process
-from perception.ros.node import FreespaceNode, message_class
+from perception.ros.node import message_class
 from perception.ros.outputs import result_topics
 
+ROOT = Path(__file__).parents[1]
 LONG_S = 30.0  # nothing takes so long; a machine may be busy
 SIZE = (128, 64)
 CAMERA = "front_left_optical_frame"
@@ -73,6 +75,8 @@ class NodeProcess:
         self.process: subprocess.Popen[str] | None = None
 
     def start(self, **parameters: object) -> None:
+        """In place of one that still runs."""
+        self.kill()
         values = {
             "engine.model": self._model,
             "engine.backend": "onnxruntime",
@@ -354,6 +358,25 @@ def test_latency_is_of_the_clock_that_is_used(driving: Peer) -> None:
         driving.node.destroy_publisher(clock)
 
 
+def test_images_without_stamps_are_said(driving: Peer) -> None:
+    diagnostics = driving.listen(DiagnosticArray, "/diagnostics")
+    latencies = driving.listen(Float64, "/freespace/debug/pipeline_latency_ms", BEST_EFFORT)
+    driving.came["/freespace/polygons_json"].clear()
+
+    def said() -> bool:
+        driving.publish(road(driving.number), 0)
+        driving.spin(0.05)
+        return any("have no stamps" in array.status[0].message for _, array in diagnostics)
+
+    driving.wait(said, "the reason")
+    results = [result for result in driving.results() if result.stamp_ns == 0 and result.latency_ms]
+    assert all(result.valid for result in results)
+    assert [cause.code.value for cause in results[-1].causes] == ["source_unstamped"]
+    assert all(latency.data < 1e6 for _, latency in latencies)
+    driving.drive_until(driving.valid(), "valid results")
+    driving.drive_until(lambda: driving.results()[-1].state == "running", "all is well again")
+
+
 def test_lifecycle(driving: Peer) -> None:
     assert driving.state() == "active"
     began = time.monotonic()
@@ -379,15 +402,34 @@ def test_lifecycle(driving: Peer) -> None:
     driving.drive_until(driving.valid(), "valid results again")
 
 
-def test_an_older_ros_2_goes_without_the_messages_it_does_not_know(network: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def humble(network: None, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`perception.ros.node` as it is where rclpy is Humble's: other names, and without what came later."""
+    monkeypatch.setitem(sys.modules, "rclpy.qos_event", sys.modules["rclpy.event_handler"])
+    monkeypatch.setitem(sys.modules, "rclpy.event_handler", None)
+    monkeypatch.delattr("rclpy.node.Node.add_pre_set_parameters_callback")
+    monkeypatch.delattr("rclpy.node.Node.add_post_set_parameters_callback")
+    monkeypatch.delattr("geometry_msgs.msg.PolygonInstanceStamped")
+    monkeypatch.delitem(sys.modules, "perception.ros.node")
+    return importlib.import_module("perception.ros.node")
+
+
+def test_on_humble_it_starts_without_the_messages_that_are_not_known_there(humble: Any, tiny_model: Path) -> None:
     rclpy.init()
-    node = FreespaceNode()
+    node = humble.FreespaceNode()
     try:
-        topics = result_topics(Messages(message_class))
-        assert node._known_here(topics) == topics
-        monkeypatch.delattr("geometry_msgs.msg.PolygonInstanceStamped")  # as before Iron
-        assert {topic.name for topic in topics} - {topic.name for topic in node._known_here(topics)} == {"~/polygons"}
+        given = {"engine.model": str(tiny_model), "engine.backend": "onnxruntime", "polygons.threshold": 0.4}
+        assert all(r.successful for r in node.set_parameters([Parameter(name, value=value) for name, value in given.items()]))
+        node.start()
+        assert node.config.polygons.threshold == 0.4
+        assert {topic.name for topic in result_topics(node._make)} - set(node._outputs) == {"~/polygons"}
+        (changed,) = node.set_parameters([Parameter("polygons.threshold", value=0.6)])
+        assert changed.successful
+        (refused,) = node.set_parameters([Parameter("polygons.threshold", value=1.0)])
+        assert "polygons.threshold" in refused.reason
+        assert node.config.polygons.threshold == 0.6
     finally:
+        node.end()
         node.destroy_node()
         rclpy.shutdown()
 
@@ -396,6 +438,10 @@ def test_started_with_what_cannot_be_it_ends_with_a_sentence(tmp_path: Path) -> 
     for parameters, sentence in (
         ({}, "missing.onnx: no such model file"),
         ({"polygons__threshold": 1}, "polygons.threshold must be of type double; a number needs its point"),
+        ({"polygons__threshold": 2.0}, "polygons.threshold must be above 0 to below 1, and is 2.0"),
+        ({"polygons__treshold": 0.9}, "there is no parameter polygons.treshold; is polygons.threshold meant?"),
+        ({"foo": 1}, "there is no parameter foo\n"),
+        ({"health__blind_after": 0}, "health.blind_after must be from 1 to 100000, and is 0"),
     ):
         node = NodeProcess(tmp_path / "missing.onnx", tmp_path)
         node.start(**parameters)
@@ -474,26 +520,38 @@ def test_killed_and_restarted_it_goes_on(peer: Peer, node: NodeProcess) -> None:
     peer.drive_until(peer.valid(), "valid results again")
 
 
-def test_hd_at_30_hz_leaves_no_backlog(peer: Peer, node: NodeProcess) -> None:
-    """Every result is of a frame that was published a moment ago, at the end as at the beginning."""
-    pictures = [road(number, (1280, 720)) for number in range(10)]
-    peer.drive_until(peer.valid(), "valid results")
+@pytest.mark.parametrize("reliability", ["best_effort", "reliable"])
+def test_hd_at_30_hz_comes_and_leaves_no_backlog(
+    peer: Peer, node: NodeProcess, monkeypatch: pytest.MonkeyPatch, reliability: str
+) -> None:
+    """Nearly every image that a camera of its own process publishes is taken, and results are as old at the end as at the
+    beginning. With the profile of the documentation: images do not fit into Fast DDS's shared memory without it."""
+    monkeypatch.setenv("FASTDDS_DEFAULT_PROFILES_FILE", str(ROOT / "launch" / "fastdds.xml"))
+    count = 120
+    node.send(signal.SIGTERM)
+    node.start(reliability=reliability, loop__budget_ms=1000.0)
     results = peer.listen(String, "/freespace/polygons_json")
-    began = time.monotonic()
-    for number in range(120):
-        peer.publish(pictures[number % 10], time.time_ns())
-        peer.spin(max(0.001, began + (number + 1) / 30 - time.monotonic()))
-    peer.spin(0.5)
-    ages = []
+    peer.wait(lambda: results, "the node")
+    command = [sys.executable, str(ROOT / "tests" / "ros_camera.py"), str(count)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as camera:
+        peer.wait(lambda: camera.poll() is not None, "the camera's end")
+        assert camera.stdout
+        published = {int(line) for line in camera.stdout}
+    assert (camera.returncode, len(published)) == (0, count)
+    ages, dropped = dict[int, float](), 0
     for came_ns, message in results:
         result = Freespace.from_json(message.data)
-        if result.size == (1280, 720) and result.latency_ms:
-            assert result.stamp_ns in peer.published
-            ages.append((came_ns - result.stamp_ns) / 1e6)
-    assert len(ages) > 20
-    first, last = np.median(ages[: len(ages) // 3]), np.median(ages[-len(ages) // 3 :])
-    assert last < max(2 * first, 300.0), ages
-    assert np.percentile(ages, 90) < 600.0, ages
+        dropped = result.dropped
+        if result.latency_ms:
+            ages[result.stamp_ns] = (came_ns - result.stamp_ns) / 1e6
+    assert set(ages) <= published
+    assert len(ages) >= count / 2, f"{len(ages)} results and {dropped} images dropped of {count}"
+    assert len(ages) + dropped >= 0.8 * count, f"{len(ages)} results and {dropped} images dropped of {count}"
+    third = len(ages) // 3
+    in_order = [ages[stamp] for stamp in sorted(ages)]
+    first, last = np.median(in_order[:third]), np.median(in_order[-third:])
+    assert last < max(2 * first, 300.0), in_order
+    assert np.percentile(in_order, 90) < 600.0, in_order
 
 
 def test_results_are_those_of_the_command_line(peer: Peer, node: NodeProcess) -> None:
@@ -615,12 +673,14 @@ def test_metres_and_what_fails_while_it_is_active(peer: Peer, node: NodeProcess,
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_it_cleanly(peer: Peer, node: NodeProcess, number: signal.Signals) -> None:
     if not node.running:
-        node.start()
+        # What rclpy itself asks for is taken, too.
+        node.start(use_sim_time="false", qos_overrides__x__subscription__depth=2, start_type_description_service="false")
     peer.came["/freespace/polygons_json"].clear()
     peer.drive_until(peer.valid(), "valid results")
     began = time.monotonic()
     code, said = node.send(number)
     assert code == 0, said
     assert time.monotonic() - began < 5.0
+    assert "active: takes images of /image_raw" in said  # what the launch file waits for before it plays a bag
     peer.wait(lambda: not peer.results()[-1].valid, "the end is said")
     assert "Traceback" not in said

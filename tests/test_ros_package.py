@@ -15,6 +15,7 @@ import sys
 import threading
 import types
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,27 @@ def test_executables_go_where_ros_looks_for_them() -> None:
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
     assert parser["install"]["install_scripts"] == parser["develop"]["script_dir"] == "$base/lib/freespace"
+    assert parser["build_scripts"]["executable"] == "/usr/bin/env python3"  # of the environment that pip installed into
     text = (ROOT / "setup.py").read_text(encoding="utf-8")
     assert "freespace_node = perception.ros:main" in text
     assert "share/ament_index/resource_index/packages" in text
+
+
+def test_setup_py_works_through_the_link_that_colcon_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "setup.py").symlink_to(ROOT / "setup.py")
+    wanted: dict[str, Any] = {}
+    monkeypatch.setattr("setuptools.setup", wanted.update)
+    runpy.run_path(str(tmp_path / "setup.py"))
+    assert wanted["version"] == __version__
+
+
+def test_the_documentation_installs_where_pip_may() -> None:
+    text = (ROOT / "docs" / "ros2.md").read_text(encoding="utf-8")
+    lines = text.partition("```sh")[2].partition("```")[0].splitlines()
+    (made,) = (number for number, line in enumerate(lines) if "python3 -m venv --system-site-packages" in line)
+    (installed,) = (number for number, line in enumerate(lines) if line.startswith("pip install"))
+    assert made < installed
+    assert "COLCON_IGNORE" in text
 
 
 # -- Without ROS -------------------------------------------------------------------------------------------------------
@@ -161,7 +180,7 @@ def test_ranges_come_from_the_settings() -> None:
     known = {p.name: p for p in parameters()}
     threshold, blind_after = known["polygons.threshold"], known["health.blind_after"]
     assert (threshold.kind, threshold.least, threshold.most, threshold.above, threshold.below) == ("double", 0, 1, True, True)
-    assert (blind_after.kind, blind_after.least, blind_after.most) == ("integer", 1, float("inf"))
+    assert (blind_after.kind, blind_after.least, blind_after.most) == ("integer", 1, 100_000)
     assert known["polygons.plane"].choices == ("freespace", "ego")
     assert known["ground.widths_at_m"].kind == "double_array"
 
@@ -230,14 +249,26 @@ def test_only_the_newest_image_waits() -> None:
     source.give(image_message(4))  # nobody is there any more, and nobody minds
 
 
-def test_stamps_that_go_back_begin_another_stretch() -> None:
+def taken(stamps_s: Sequence[float]) -> list[tuple[int, int] | None]:
+    """(seq, stretch) of the frame for each image with one of these stamps; None where it was dropped."""
     source = TopicSource("/image_raw")
-    frames = source.frames()
-    stretches = []
-    for stamp_ns in (5, 6, 6, 2, 3):
-        source.give(image_message(stamp_ns))
-        stretches.append(next(frames).stretch)
-    assert stretches == [0, 0, 0, 1, 1]
+    frames, found = source.frames(), list[tuple[int, int] | None]()
+    for stamp_s in stamps_s:
+        dropped = source.dropped
+        source.give(image_message(round(stamp_s * 1e9)))
+        frame = next(frames) if source.dropped == dropped else None
+        found.append((frame.seq, frame.stretch) if frame else None)
+    return found
+
+
+def test_stamps_that_go_back_a_little_are_late_and_far_back_another_stretch() -> None:
+    """As in a bag (`perception.capture.bag`)."""
+    assert taken([100.0, 100.2, 100.199, 100.3, 99.3, 100.3, 100.4]) == [(0, 0), (1, 0), None, (3, 0), None, None, (6, 0)]
+    assert taken([100.0, 100.1, 50.0, 50.1, 48.0]) == [(0, 0), (1, 0), (2, 1), (3, 1), (4, 2)]
+
+
+def test_nothing_is_remembered_between_images_without_stamps() -> None:
+    assert taken([0.0, 0.0, 0.0]) == [(0, 1), (1, 2), (2, 3)]
 
 
 def test_images_that_cannot_be_read_are_said_until_one_can() -> None:
@@ -318,7 +349,7 @@ def test_a_result_without_a_frame_takes_back_what_was_said() -> None:
     output = make_output(road_image(), stamp_ms=40)
     sink.write_without_frame(invalid(output))  # before the first frame
     assert Freespace.from_json(publishers["~/polygons_json"].messages[0].data).state == "stale"
-    assert publishers["~/mask"].messages == []
+    assert [name for name, publisher in publishers.items() if publisher.messages] == ["~/polygons_json"]
     sink.write(output)
     sink.write_without_frame(invalid(output))
     before, after = publishers["~/mask"].messages
@@ -339,6 +370,25 @@ def test_debug_times() -> None:
     assert values["processing_time_ms"] == [1.0, 1.0]
     assert values["pipeline_latency_ms"] == pytest.approx([40.0, 40.0])
     assert values["cyclic_time_ms"] == pytest.approx([33.0])
+
+
+def test_of_an_image_without_a_stamp_no_latency_is_published() -> None:
+    publishers = {topic: Publisher(1) for topic in DEBUG.values()}
+    sink = DebugSink(Messages(record), publishers, lambda: 1_796_060_629_895_000_000)
+    sink.write(make_output(road_image(), stamp_ms=0))
+    assert [m.data for m in publishers[DEBUG["processing_time_ms"]].messages] == [1.0]
+    assert publishers[DEBUG["pipeline_latency_ms"]].messages == []
+
+
+def test_images_without_stamps_are_said_while_they_come() -> None:
+    source = TopicSource("/image_raw")
+    frames = source.frames()
+    troubles = []
+    for stamp_ns in (0, 0, 5):
+        source.give(image_message(stamp_ns))
+        next(frames)
+        troubles.append(source.trouble.code if source.trouble else None)
+    assert troubles == [Code.UNSTAMPED, Code.UNSTAMPED, None]
 
 
 def test_a_snapshot_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
@@ -382,7 +432,15 @@ def launch_file(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Executes the launch file with arguments; the actions it makes, by the name of their class."""
     modules = {
         "launch": ["LaunchDescription"],
-        "launch.actions": ["DeclareLaunchArgument", "ExecuteProcess", "OpaqueFunction"],
+        "launch.actions": [
+            "DeclareLaunchArgument",
+            "ExecuteProcess",
+            "OpaqueFunction",
+            "RegisterEventHandler",
+            "Shutdown",
+            "TimerAction",
+        ],
+        "launch.event_handlers": ["OnProcessIO"],
         "launch.substitutions": ["LaunchConfiguration"],
         "launch_ros": [],
         "launch_ros.actions": ["ComposableNodeContainer", "Node"],
@@ -418,19 +476,28 @@ def test_launch_beside_what_is_there(launch_file: Any) -> None:
     (node,) = actions.pop("Node")
     assert actions == {}
     assert (node.package, node.executable, node.name, node.namespace) == ("freespace", "freespace_node", "freespace", "")
-    file, overrides = node.parameters
+    (file,) = node.parameters  # the file says whether it starts by itself, and whether there is a simulation's clock
     assert Path(file) == ROOT / "launch" / "params.yaml"
-    assert overrides == {"autostart": True}  # use_sim_time is the parameter file's
-    assert set(overrides) <= set(defaults())
+    for given, meant in (("true", True), ("false", False)):
+        assert launch_file(autostart=given)["Node"][0].parameters[1] == {"autostart": meant}
+    assert "autostart" in defaults()
     assert dict(node.remappings) == {"image_raw": "camera/image_raw", "camera_info": "camera/camera_info"}
 
 
 def test_launch_with_a_bag(launch_file: Any) -> None:
     given = {"source": "bag", "bag": "drive", "loop": "true", "image": "/front/image_raw", "model": "nano", "namespace": "car"}
     actions = launch_file(**given, autostart="false")
-    (play,) = actions["ExecuteProcess"]
-    assert play.cmd == ["ros2", "bag", "play", "drive", "--clock", "--loop"]
+    assert list(actions) == ["RegisterEventHandler", "Node"]  # the first has to be there when the node starts
     (node,) = actions["Node"]
+    (when,) = actions["RegisterEventHandler"][0].positional
+    assert when.target_action is node
+    says = [types.SimpleNamespace(text=text) for text in (b"[INFO] nano on a CPU\n", b"[INFO] active: takes images of /x\n")]
+    assert when.on_stderr(says[0]) is None
+    (play,) = when.on_stderr(says[1])
+    assert when.on_stdout(says[1]) is None  # another activation does not play it again
+    assert play.cmd == ["ros2", "bag", "play", "drive", "--clock", "--delay", "1.0", "--loop"]
+    (wait,) = play.on_exit
+    assert [type(action).__name__ for action in wait.actions] == ["Shutdown"]
     assert node.parameters[1] == {"autostart": False, "use_sim_time": True, "engine.model": "nano"}
     assert "engine.model" in defaults()
     assert node.namespace == "car"
@@ -456,7 +523,45 @@ def test_launch_with_a_camera(launch_file: Any, camera: str) -> None:
     assert viewer.package == "rviz2"
     assert Path(viewer.arguments[1]).is_file()
     (plain,) = launch_file(source="camera", camera=camera)["ComposableNodeContainer"]
-    assert len(plain.composable_node_descriptions) == 1
+    (alone,) = plain.composable_node_descriptions
+    assert alone.parameters == []
+    assert alone.extra_arguments == []  # a driver that shares its images publishes no compressed ones
+
+
+@pytest.mark.parametrize("camera", ["camera_ros", "v4l2_camera"])
+def test_the_driver_has_parameters_of_its_own(launch_file: Any, camera: str) -> None:
+    given = {"source": "camera", "camera": camera, "camera_params": "camera.yaml", "rectify": "true"}
+    driver, rectify = launch_file(**given)["ComposableNodeContainer"][0].composable_node_descriptions
+    assert driver.parameters == ["camera.yaml"]
+    assert "parameters" not in rectify.named
+
+
+def test_compressed_images_come_by_the_name_that_the_node_asks_for(launch_file: Any) -> None:
+    """The remapping of a topic is not one of its compressed form, which is published by a name of its own."""
+    actions = launch_file(source="camera", camera="v4l2_camera", rectify="true")
+    driver, rectify = (dict(part.remappings) for part in actions["ComposableNodeContainer"][0].composable_node_descriptions)
+    assert driver["image_raw/compressed"] == f"{driver['image_raw']}/compressed"
+    assert rectify["image_rect/compressed"] == f"{rectify['image_rect']}/compressed"
+
+
+@pytest.mark.parametrize(
+    ("given", "node"),
+    [
+        ({}, "/freespace"),
+        ({"namespace": "car"}, "/car/freespace"),
+        ({"namespace": "/"}, "/freespace"),
+        ({"namespace": "/fleet/car", "name": "left"}, "/fleet/car/left"),
+    ],
+)
+def test_rviz_shows_the_node_whatever_it_is_called(launch_file: Any, given: dict[str, str], node: str) -> None:
+    _, viewer = launch_file(rviz="true", **given)["Node"]
+    layout = yaml.safe_load((ROOT / "launch" / "freespace.rviz").read_text(encoding="utf-8"))
+    displays = layout["Visualization Manager"]["Displays"]
+    shown = {display[key]["Value"] for display in displays for key in ("Topic", "Update Topic") if key in display}
+    assert dict(viewer.remappings) == {topic: topic.replace("/freespace", node) for topic in shown}
+    assert viewer.parameters == [{"use_sim_time": False}]
+    _, viewer = launch_file(rviz="true", source="bag", bag="drive", **given)["Node"]
+    assert viewer.parameters == [{"use_sim_time": True}]
 
 
 def node_topics() -> set[str]:

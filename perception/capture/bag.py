@@ -37,11 +37,11 @@ def is_bag(path: Path) -> bool:
 class BagSource(Source):
     """The pictures of one topic of a bag, in the order in which they were recorded.
 
-    ``stamp_ns`` and ``frame_id`` are those of the message's header; where a driver left the stamp 0, the time of recording.
-    ``seq`` counts the topic's messages from where one starts. A picture that is not newer than the one before it came too
-    late and counts as dropped, as does one that cannot be decoded; where stamps go back by more than a second the clock
-    began again, and the pictures go on. ``start_s`` and ``duration_s`` are counted from the topic's first picture, by the
-    times of recording.
+    ``stamp_ns`` and ``frame_id`` are those of the message's header; where a driver left the stamp 0, the time of recording,
+    which is ``logged_ns`` in any case. ``seq`` counts the topic's messages from where one starts. A picture that is not newer
+    than the one before it came too late and counts as dropped, as does one that cannot be decoded; where stamps go back by
+    more than a second the clock began again, and the pictures go on. ``start_s`` and ``duration_s`` are counted from the
+    topic's first picture, by the times of recording.
 
     Args:
         topic: of ``sensor_msgs/Image`` or ``CompressedImage``; None takes the only one.
@@ -119,6 +119,7 @@ class BagSource(Source):
                 decode_ms=(time.perf_counter_ns() - started) / 1e6,
                 dropped=self.dropped,
                 stretch=stretch,
+                logged_ns=log_ns,
             )
             started = time.perf_counter_ns()
         if seq < 0 and selection.start_s:

@@ -143,6 +143,7 @@ class LoopedSource(Source):
                     frame,
                     seq=frame.seq + number,
                     stamp_ns=frame.stamp_ns + later_ns,
+                    logged_ns=None if frame.logged_ns is None else frame.logged_ns + later_ns,
                     name=f"{frame.name}-{rounds + 1}" if rounds else frame.name,
                     dropped=self.dropped,
                     stretch=rounds,

@@ -5,18 +5,17 @@ The executor, in the caller's thread, only hands on what comes; the loop has thr
 
 from __future__ import annotations
 
+import difflib
 import importlib
-import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import rclpy
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.clock import Clock, ClockType
-from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -46,10 +45,15 @@ from perception.ros.outputs import (
     picture_topics,
     result_topics,
 )
-from perception.ros.parameters import CHANGEABLE, NODE, Parameter, parameters, settings
+from perception.ros.parameters import CHANGEABLE, NODE, Parameter, parameters, settings, span
 from perception.ros.source import TopicSource
 from perception.session import describe_engine, open_configured
 from perception.status import Status
+
+try:
+    from rclpy.event_handler import SubscriptionEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import SubscriptionEventCallbacks
 
 SPIN_S = 0.1  # how often it is looked whether it has been stopped
 DIAGNOSTICS_S = 1.0
@@ -96,7 +100,7 @@ class FreespaceNode(LifecycleNode):
         config, own: the settings that the parameters stand for.
 
     Raises:
-        BadInput: a parameter has a value that it cannot have.
+        BadInput: a parameter has a value that it cannot have, or there is none of that name.
     """
 
     def __init__(self) -> None:
@@ -114,11 +118,11 @@ class FreespaceNode(LifecycleNode):
         self._snapshot = Snapshot()
         super().__init__(NODE)
         self._known = {parameter.name: parameter for parameter in parameters()}
+        self._refuse_unknown()
         for parameter in self._known.values():
             self._declare(parameter)
         self.config, self.own = settings(self._values())
-        self.add_on_set_parameters_callback(self._check)
-        self.add_post_set_parameters_callback(self._take)
+        self.add_on_set_parameters_callback(self._take)
         self._make = Messages(message_class)
         self._diagnostics = self.create_publisher(message_class("diagnostic_msgs/msg/DiagnosticArray"), "/diagnostics", 10)
         # Clocks of a simulation can stand still, and then something is to be said, too.
@@ -128,6 +132,13 @@ class FreespaceNode(LifecycleNode):
         self._ended = self.create_guard_condition(self._on_ended)
 
     # -- Parameters ------------------------------------------------------------------------------------------------
+
+    def _refuse_unknown(self) -> None:
+        """Raise BadInput where a parameter is given that there is not: rclpy would not say so."""
+        rclpys = {name for name in self._parameter_overrides if self.has_parameter(name) or name.startswith("qos_overrides.")}
+        unknown = sorted(set(self._parameter_overrides) - set(self._known) - rclpys)
+        if unknown:
+            raise BadInput("; ".join(f"there is no parameter {name}{nearest(name, self._known)}" for name in unknown))
 
     def _declare(self, parameter: Parameter) -> None:
         descriptor = ParameterDescriptor(
@@ -143,34 +154,37 @@ class FreespaceNode(LifecycleNode):
                 descriptor.floating_point_range = [limits]
         try:
             self.declare_parameter(parameter.name, parameter.default, descriptor)
-        except (InvalidParameterTypeException, InvalidParameterValueException) as error:
+        except InvalidParameterValueException as error:
+            given = self._parameter_overrides[parameter.name].value
+            raise BadInput(f"{parameter.name} must be {span(parameter)}, and is {given}") from error
+        except InvalidParameterTypeException as error:
             hint = "; a number needs its point: 60.0" if parameter.kind == "double" else ""
             raise BadInput(f"{parameter.name} must be of type {parameter.kind}{hint}: {error}") from error
 
     def _values(self) -> dict[str, Any]:
         return {name: self.get_parameter(name).value for name in self._known}
 
-    def _check(self, given: list[RosParameter[Any]]) -> SetParametersResult:
-        """Whether these values may be set now."""
+    def _take(self, given: list[RosParameter[Any]]) -> SetParametersResult:
+        """Go on with these values, or say why they cannot be set now.
+
+        rclpy has checked types and ranges before, so nobody refuses them afterwards.
+        """
         known = {p.name: p.value for p in given if p.name in self._known}
         fixed = [name for name in known if self._known[name].change != "at once"]
         if fixed and self._engine:
             reason = f"{', '.join(fixed)}: takes effect when the node is configured; clean it up first"
             return SetParametersResult(successful=False, reason=reason)
+        before = self.config
         try:
-            config, _ = settings({**self._values(), **known})
+            config, own = settings({**self._values(), **known})
             if self._engine:
                 self._engine.contract.plane_index(config.polygons.plane)
         except (BadInput, ModelError) as error:
             return SetParametersResult(successful=False, reason=str(error))
+        self.config, self.own = config, own
+        if any(getattr(before, section) != getattr(config, section) for section in CHANGEABLE):
+            self._changed.append(config)
         return SetParametersResult(successful=True)
-
-    def _take(self, _: list[RosParameter[Any]]) -> None:
-        """Go on with the values that are set now."""
-        before = self.config
-        self.config, self.own = settings(self._values())
-        if any(getattr(before, section) != getattr(self.config, section) for section in CHANGEABLE):
-            self._changed.append(self.config)
 
     def _next_settings(self) -> Config | None:
         """What `perception.node.run` asks for, in its thread."""
@@ -253,6 +267,7 @@ class FreespaceNode(LifecycleNode):
         self._loop = threading.Thread(target=loop, name="loop", daemon=True)
         self._loop.start()
         self._subscribe(topic, COMPRESSED if compressed else IMAGE, source)
+        self.get_logger().info(f"active: takes images of {topic}")
         return done
 
     def _subscribe(self, topic: str, kind: str, source: TopicSource) -> None:
@@ -380,6 +395,8 @@ class FreespaceNode(LifecycleNode):
             if source.trouble is None or source.trouble.code is not trouble.code:
                 self.get_logger().warning(trouble.text)
             source.trouble = trouble
+        elif source.trouble and source.trouble.code is Code.UNSTAMPED:
+            self.get_logger().warning(source.trouble.text, once=True)
         self._publish_status(monitor.status())
 
     def _publish_status(self, status: Status) -> None:
@@ -406,6 +423,12 @@ class FreespaceNode(LifecycleNode):
         return Cause(Code.STALLED, f"no image on {topic} for {source.silent_s:.0f} s")
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Which of the known names may be meant, as the end of a sentence; "" where none is alike."""
+    alike = difflib.get_close_matches(name, known, 1)
+    return f"; is {alike[0]} meant?" if alike else ""
+
+
 def message_class(name: str) -> Any:
     """The class of the message ``package/msg/Name``."""
     package, _, kind = name.partition("/msg/")
@@ -415,8 +438,5 @@ def message_class(name: str) -> Any:
 def limits_of(parameter: Parameter) -> Any:
     """The range of a parameter as its descriptor has it, its ends included; what is narrower, `settings` refuses."""
     if parameter.kind == "integer":
-        least, most = max(-(1 << 63), parameter.least), min((1 << 63) - 1, parameter.most)
-        return IntegerRange(from_value=int(least), to_value=int(most), step=0)
-    largest = sys.float_info.max
-    lower, upper = float(max(-largest, parameter.least)), float(min(largest, parameter.most))
-    return FloatingPointRange(from_value=lower, to_value=upper, step=0.0)
+        return IntegerRange(from_value=int(parameter.least), to_value=int(parameter.most), step=0)
+    return FloatingPointRange(from_value=float(parameter.least), to_value=float(parameter.most), step=0.0)

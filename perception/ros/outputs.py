@@ -30,7 +30,7 @@ class Topic:
         kind: of its messages.
         messages: builds those of one output.
         waiting: how many a subscriber may be behind before the oldest is lost.
-        always: whether ``messages`` also takes a result without a frame.
+        always: whether ``messages`` also takes a result before the first frame, whose header there is no image for.
     """
 
     name: str
@@ -44,9 +44,9 @@ def result_topics(make: Messages) -> list[Topic]:
     """What takes next to no time to build: every result is published."""
     return [
         Topic("~/polygons_json", "std_msgs/msg/String", lambda o: [make.polygons_json(o)], 10, always=True),
-        Topic("~/polygons", "geometry_msgs/msg/PolygonInstanceStamped", make.polygons, POLYGONS_WAITING, always=True),
-        Topic("~/scan", "sensor_msgs/msg/LaserScan", lambda o: present(make.scan(o)), always=True),
-        Topic("~/markers", "visualization_msgs/msg/MarkerArray", lambda o: [make.markers(o)], always=True),
+        Topic("~/polygons", "geometry_msgs/msg/PolygonInstanceStamped", make.polygons, POLYGONS_WAITING),
+        Topic("~/scan", "sensor_msgs/msg/LaserScan", lambda o: present(make.scan(o))),
+        Topic("~/markers", "visualization_msgs/msg/MarkerArray", lambda o: [make.markers(o)]),
     ]
 
 
@@ -112,7 +112,7 @@ class PictureSink(TopicSink):
 
 
 class DebugSink(Sink):
-    """Publishes how long things take, in milliseconds: what `DEBUG` names.
+    """Publishes how long things take, in milliseconds: what `DEBUG` names. Of an image without a stamp no latency is known.
 
     Args:
         publishers: by topic.
@@ -129,10 +129,9 @@ class DebugSink(Sink):
     def write(self, output: Output) -> None:
         result = output.result
         before, self._before_ns = self._before_ns, result.published_ns
-        values = {
-            "processing_time_ms": result.latency_ms["total"],
-            "pipeline_latency_ms": (self._now_ns() - result.stamp_ns) / 1e6,
-        }
+        values = {"processing_time_ms": result.latency_ms["total"]}
+        if result.stamp_ns:
+            values["pipeline_latency_ms"] = (self._now_ns() - result.stamp_ns) / 1e6
         if before is not None:
             values["cyclic_time_ms"] = (result.published_ns - before) / 1e6
         for name, value in values.items():

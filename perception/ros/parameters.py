@@ -99,7 +99,7 @@ class Parameter:
         name: path of the setting, ``polygons.threshold``.
         default: of the type that ``kind`` says.
         choices: the texts that are allowed; () where any is.
-        least, most: the range; infinite where it has none.
+        least, most: the range; infinite where it is no number.
         above, below: whether its ends are left out.
         nullable: whether its empty value (`EMPTY`) stands for null.
         change: when a new value takes effect: ``at once`` while it runs, ``at configure``, or ``never`` after the start.
@@ -119,7 +119,8 @@ class Parameter:
 
     @property
     def bounded(self) -> bool:
-        return self.least > -math.inf or self.most < math.inf
+        """Whether it is a number: each has a range."""
+        return self.most < math.inf
 
 
 def parameters() -> list[Parameter]:
@@ -204,7 +205,7 @@ def span(parameter: Parameter) -> str:
     if not parameter.bounded:
         return ""
     least = f"{'above' if parameter.above else 'from'} {parameter.least:g}"
-    return least if parameter.most == math.inf else f"{least} to {'below ' if parameter.below else ''}{parameter.most:g}"
+    return f"{least} to {'below ' if parameter.below else ''}{parameter.most:.7g}"
 
 
 def example() -> str:

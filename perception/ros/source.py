@@ -7,12 +7,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from perception.capture.bag import JUMP_NS
 from perception.capture.base import Source
 from perception.causes import Cause, Code
 from perception.errors import FreespaceError
 from perception.frame import Frame
-from perception.messages import image_from_message
+from perception.messages import SECOND_NS, image_from_message
 from perception.slot import Closed, Slot
+
+UNSTAMPED = (
+    "images of {} have no stamps: their latency is not known, and results are not steadied; have the driver stamp its images"
+)
 
 
 class Arrival(NamedTuple):
@@ -29,7 +34,9 @@ class TopicSource(Source):
     """Frames from the messages that `give` is given; only the newest waits to be taken.
 
     ``seq`` counts every image that was published, as far as that can be known; stamp and ``frame_id`` are those of the
-    header. Where stamps go back, a bag was begun again: another stretch.
+    header. An image that is not newer than the one before it came too late and counts as dropped; where stamps go back by more
+    than a second a bag was begun again: another stretch. Stamps of 0 are none: nothing is remembered from such an image to the
+    next, since nobody knows how long after it that is.
 
     Args:
         topic: its name.
@@ -51,14 +58,24 @@ class TopicSource(Source):
         """A sensor_msgs/Image or CompressedImage has come."""
         self._heard_ns = time.perf_counter_ns()
         stamp = message.header.stamp
-        stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
-        if self._stamp_ns is not None and stamp_ns < self._stamp_ns:
-            self.begin_anew()
-        self._stamp_ns = stamp_ns
-        with suppress(Closed):
-            self._slot.put(Arrival(message, self._seq, stamp_ns, self._stretch, self._heard_ns))
+        stamp_ns = stamp.sec * SECOND_NS + stamp.nanosec
+        if self._in_order(stamp_ns):
+            with suppress(Closed):
+                self._slot.put(Arrival(message, self._seq, stamp_ns, self._stretch, self._heard_ns))
+        else:
+            self._lost += 1
         self._seq += 1
         self.dropped = self._lost + self._slot.dropped
+
+    def _in_order(self, stamp_ns: int) -> bool:
+        """Whether an image of this stamp is newer than those before, or begins another stretch."""
+        newest_ns = self._stamp_ns
+        if stamp_ns and newest_ns is not None and stamp_ns <= newest_ns <= stamp_ns + JUMP_NS:
+            return False
+        if not stamp_ns or (newest_ns is not None and stamp_ns < newest_ns):
+            self.begin_anew()
+        self._stamp_ns = stamp_ns
+        return True
 
     def begin_anew(self) -> None:
         """The next frame has nothing to do with those before: what is remembered of them is forgotten."""
@@ -84,7 +101,7 @@ class TopicSource(Source):
                     self.problems = [str(error)]
                     self.trouble = Cause(Code.CORRUPT, f"{self.uri}: {error}")
                 continue
-            self.trouble = None
+            self.trouble = None if arrival.stamp_ns else Cause(Code.UNSTAMPED, UNSTAMPED.format(self.uri))
             yield Frame(
                 image,
                 arrival.seq,

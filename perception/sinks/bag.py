@@ -1,8 +1,8 @@
 """A ROS 2 bag of what the node publishes, without ROS: to be opened in Foxglove or RViz beside the drive.
 
 The topics are those of `perception.ros.outputs` under ``/freespace``, ``/diagnostics`` once a second, and ``/tf_static`` where
-it is asked for. Stamps and frames of the headers are those of the images; a message is logged at the stamp of its image, so
-that it lies where the image lies in the bag of the drive.
+it is asked for. Stamps and frames of the headers are those of the images; a message is logged when the message of its image
+was, so that it lies where the image lies in the bag of the drive, and where there is no such bag at the stamp of its image.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 
 from perception.config import SMALL_TOPICS, BagTopic
 from perception.errors import BadInput
+from perception.frame import Frame
 from perception.freespace import Freespace
 from perception.messages import SECOND_NS, Messages
 from perception.ros.outputs import picture_topics, result_topics
@@ -88,25 +89,28 @@ class BagSink(Sink):
     def write(self, output: Output) -> None:
         first = self._newest is None
         self._newest = output
-        at = max(0, output.frame.stamp_ns)  # the format has none before 0
+        at, stamp_ns = max(0, logged_ns(output.frame)), max(0, output.frame.stamp_ns)  # the format has none before 0
         if first and output.metres and "tf_static" in self._wanted:
-            transform = self._make.transform(output.metres.camera, output.frame.frame_id, at)
+            transform = self._make.transform(output.metres.camera, output.frame.frame_id, stamp_ns)
             self._log("/tf_static", "tf2_msgs/msg/TFMessage", transform, at, latched=True)
-        self._report(output, at)
+        self._report(output, at, stamp_ns)
 
     def write_without_frame(self, result: Freespace) -> None:
         newest = self._newest
-        at = max(0, said_ns(result, (newest.frame.stamp_ns, newest.frame.grabbed_ns) if newest else None))
-        self._report(replace(newest, result=result, scores=np.zeros_like(newest.scores)) if newest else result, at)
+        stamp_ns = max(0, said_ns(result, (newest.frame.stamp_ns, newest.frame.grabbed_ns) if newest else None))
+        at = stamp_ns + max(0, logged_ns(newest.frame)) - max(0, newest.frame.stamp_ns) if newest else stamp_ns
+        self._report(replace(newest, result=result, scores=np.zeros_like(newest.scores)) if newest else result, at, stamp_ns)
 
-    def _report(self, output: Output | Freespace, at: int) -> None:
+    def _report(self, output: Output | Freespace, at: int, stamp_ns: int) -> None:
+        """Log its messages ``at`` that time; ``stamp_ns`` is that of what is about no image."""
         for topic in self._topics:
             if topic.always or isinstance(output, Output):
                 for message in topic.messages(output):
                     self._log(NAMESPACE + topic.name.removeprefix("~"), topic.kind, message, at)
         if "diagnostics" in self._wanted and (self._diagnosed_ns is None or abs(at - self._diagnosed_ns) >= SECOND_NS):
             self._diagnosed_ns = at
-            self._log("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", self._make.diagnostics(self._status(), at), at)
+            message = self._make.diagnostics(self._status(), stamp_ns)
+            self._log("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", message, at)
         if time.monotonic() - self._synced > SYNC_S:
             self._sync()
 
@@ -143,6 +147,11 @@ class BagSink(Sink):
             os.fsync(metadata.fileno())
         put_in_place(self._part, self.target)
         self.made = f"bag {self.target}"
+
+
+def logged_ns(frame: Frame) -> int:
+    """Where a frame lies on the time line of a bag, nanoseconds."""
+    return frame.stamp_ns if frame.logged_ns is None else frame.logged_ns
 
 
 def put_in_place(part: Path, final: Path) -> None:
