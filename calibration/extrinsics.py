@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
-from calibration.camera import Camera, Intrinsics, Mount
+from calibration.camera import POSE, Camera, Intrinsics, Mount
+from calibration.covariance import slopes
 from calibration.ground import pixels_from_ground
 from engine.settings import Section, read_settings
 
 Array = NDArray[np.float64]
 Image = NDArray[np.uint8]
 
-POSE = ("height_m", "pitch", "roll", "yaw", "x_m", "y_m")  # the attributes of `Mount` that are estimated, in this order
 PIXEL_SIGMA = 0.7  # of a point that a person clicked, pixels along each axis
 TAPE_SIGMA_M = 0.01  # of a point that was measured with a tape
 FREE = 12  # numbers more than unknowns, from which on the residuals alone say how good the points are
@@ -135,8 +135,7 @@ def from_points(
             f"the points lie {times:.0f} times as far from where the mount puts them as their exactness allows: "
             "are pixels, places and the camera's file right?"
         )
-    spread = np.sqrt(np.diag(best.covariance) + camera_variance(intrinsics, lambda k: refine(k, best, uv[kept], xy[kept])))
-    mount = replace(best.camera.mount, sigma=dict(zip(POSE, spread.tolist(), strict=True)))
+    mount = best.camera.measured(POSE, by_intrinsics(best, uv[kept], xy[kept]), best.covariance)
     expected = pixels_from_ground(best.camera, xy[kept])
     return Placement(
         mount, rms(uv[kept] - expected), "the ground under the points and the vehicle is one plane", remarks, uv[kept], expected
@@ -167,12 +166,14 @@ class Fit:
     Attributes:
         camera: with the pose.
         residuals, jacobian: ``(2 N,)``, ``(2 N, 6)``: what remains, in standard deviations, and how it changes with `POSE`.
+        weights: ``(N, 2, 2)``: what made them of pixels (`weigh`).
         ambiguous: whether another pose does almost as well.
     """
 
     camera: Camera
     residuals: Array
     jacobian: Array
+    weights: Array
     ambiguous: bool
 
     @property
@@ -198,14 +199,14 @@ class Fit:
 
 def fit_pose(intrinsics: Intrinsics, uv: Array, xy: Array, pixel_sigma: float, tape_sigma_m: float) -> Fit:
     """The pose that fits best. Raises ValueError: there is none above the ground."""
-    found: list[tuple[float, Array, Callable[[Array], Array]]] = []
+    found: list[tuple[float, Array, Array]] = []
     for start in start_poses(intrinsics, uv, xy):
         weights = weigh(Camera(intrinsics, start), xy, pixel_sigma, tape_sigma_m)
         if np.isfinite(weights).all():
             residuals = partial_residuals(intrinsics, uv, xy, weights)
             pose, cost = least_squares(residuals, pose_of(start))
             if math.isfinite(cost):
-                found.append((cost, pose, residuals))
+                found.append((cost, pose, weights))
     if not found:
         raise ValueError(
             "no camera above the ground sees the points like this: are left and right exchanged (y grows to the left), "
@@ -214,12 +215,13 @@ def fit_pose(intrinsics: Intrinsics, uv: Array, xy: Array, pixel_sigma: float, t
     least = min(cost for cost, _, _ in found)
     scatter = least / (2 * len(uv) - len(POSE))
     rivals = [one for one in found if one[0] - least <= AMBIGUOUS * max(1.0, scatter)]
-    _, pose, residuals = min(rivals, key=lambda one: abs(one[1][POSE.index("roll")]))
+    _, pose, weights = min(rivals, key=lambda one: abs(one[1][POSE.index("roll")]))
     ambiguous = any(np.abs(other[1] - pose).max() > 1e-3 for other in rivals)
+    residuals = partial_residuals(intrinsics, uv, xy, weights)
     jacobian = jacobian_of(residuals, pose)
     if np.linalg.cond(jacobian) > 1e7:
         raise ValueError("the points do not determine a pose: spread them, no three of four on one line")
-    return Fit(Camera(intrinsics, mount_of(pose)), residuals(pose), jacobian, ambiguous)
+    return Fit(Camera(intrinsics, mount_of(pose)), residuals(pose), jacobian, weights, ambiguous)
 
 
 def start_poses(intrinsics: Intrinsics, uv: Array, xy: Array) -> list[Mount]:
@@ -269,23 +271,14 @@ def partial_residuals(intrinsics: Intrinsics, uv: Array, xy: Array, weights: Arr
     return residuals
 
 
-def refine(intrinsics: Intrinsics, fit: Fit, uv: Array, xy: Array) -> Array:
-    """The pose with other intrinsics, from where it was."""
-    weights = np.broadcast_to(np.eye(2), (len(uv), 2, 2))
-    return least_squares(partial_residuals(intrinsics, uv, xy, weights), pose_of(fit.camera.mount))[0]
+def by_intrinsics(fit: Fit, uv: Array, xy: Array) -> Array:
+    """float64 ``(6, n)``: how the pose that fits best changes with the n parameters of ``intrinsics.uncertain``.
 
-
-def camera_variance(intrinsics: Intrinsics, solve: Callable[[Intrinsics], Array]) -> Array:
-    """What the uncertainty of focal lengths and principal point adds to the variances of what ``solve`` finds with them.
-
-    Each is moved by its standard deviation (``intrinsics.sigma``) in turn; that they are correlated is left aside.
+    The implicit function of a least-squares fit, to first order: the step that makes up for what a change does.
     """
-    base = solve(intrinsics)
-    total = np.zeros_like(base)
-    for name in ("fx", "fy", "cx", "cy"):
-        if sigma := intrinsics.sigma.get(name):
-            total += (solve(replace(intrinsics, **{name: getattr(intrinsics, name) + sigma})) - base) ** 2
-    return total
+    k, pose = fit.camera.intrinsics, pose_of(fit.camera.mount)
+    changes = slopes(lambda by: partial_residuals(k.moved(by), uv, xy, fit.weights)(pose), k.uncertain)
+    return np.asarray(-np.linalg.lstsq(fit.jacobian, changes, rcond=None)[0])
 
 
 def least_squares(residuals: Callable[[Array], Array], start: Array, rounds: int = 100) -> tuple[Array, float]:
@@ -401,8 +394,8 @@ def from_board(
     if place is None:
         placed = from_points(intrinsics, uv, local, tape_sigma_m=0.0, drop=False)
         x, y = position or (0.0, 0.0)
-        sigma = {name: placed.mount.sigma[name] for name in ("height_m", "pitch", "roll")}
-        mount = replace(placed.mount, yaw=0.0, x_m=x, y_m=y, sigma=sigma)
+        measured = placed.mount.only(("height_m", "pitch", "roll"))
+        mount = replace(measured, yaw=0.0, x_m=x, y_m=y)
         assumed = (
             f"the board lies flat on the vehicle's ground; the camera looks straight ahead (yaw 0), at x {x:g} m, y {y:g} m"
         )

@@ -10,12 +10,14 @@ import numpy as np
 import shapely
 from numpy.typing import ArrayLike, NDArray
 
-from calibration.camera import Camera
+from calibration.camera import POSE, Camera, Intrinsics, inverse_of, pose_matrix
+from calibration.covariance import STEP, Covariance
 
 Array = NDArray[np.float64]
 
 SEGMENT_PX = 12.0  # edges of polygons are bent by the distortion: piece by piece they stay within 0.05 pixels of it
 REGION_SEGMENT_PX = 3.0
+SMALL = 1e-5  # radians: a difference over so much stands for a derivative
 CERTAIN = 1.959964  # standard deviations on either side that hold 95 % of a normal distribution
 
 
@@ -43,8 +45,12 @@ def pixels_from_ground(camera: Camera, points: ArrayLike) -> Array:
     Returns:
         float64 ``(N, 2)`` pixels (u, v), also outside the image; NaN for points not in front of the camera.
     """
-    xy = np.asarray(points, np.float64).reshape(-1, 2)
-    return camera.project(np.column_stack([xy, np.zeros(len(xy))]))
+    return project_ground(camera.intrinsics, camera.camera_from_base, np.asarray(points, np.float64).reshape(-1, 2))
+
+
+def project_ground(intrinsics: Intrinsics, camera_from_base: Array, xy: Array) -> Array:
+    """`pixels_from_ground` of a camera with this inverse pose."""
+    return intrinsics.project(xy @ camera_from_base[:3, :2].T + camera_from_base[:3, 3])
 
 
 def horizon(camera: Camera, columns: ArrayLike) -> Array:
@@ -68,66 +74,87 @@ def horizon(camera: Camera, columns: ArrayLike) -> Array:
     return np.asarray(v)
 
 
-@dataclass(frozen=True)
-class RangeSigma:
-    """What makes a place on the ground uncertain, as standard deviations.
-
-    Attributes:
-        pixel_px: of a point in the image.
-        pitch, roll: of the camera against the road, radians: calibration and the vehicle's nodding together.
-        height_m: of the camera, metres.
-    """
-
-    pixel_px: float = 0.0
-    pitch: float = 0.0
-    roll: float = 0.0
-    height_m: float = 0.0
-
-
-def range_intervals(camera: Camera, points: ArrayLike, sigma: RangeSigma) -> Array:
-    """Between which ranges points on the ground lie with a probability of 95 %.
-
-    What is normally distributed is the angle under which the camera looks down at a point; the range is not, far away it is
-    lopsided. So the angle's interval is found, to first order, and then brought to the ground exactly.
+class RangeUncertainty:
+    """How sure ranges on the ground are that one camera measures.
 
     Args:
-        points: ``(N, 2)`` metres in ``base_link`` on the ground.
-
-    Returns:
-        float64 ``(N, 2)``: least and greatest range from ``base_link``'s origin, metres, on the ray from the camera through
-        the point; the greatest is infinite where the ray may miss the ground, or the camera does not see the point. NaN for
-        points that are none.
+        camera: as it is taken to be.
+        covariance: of the errors of its mount and intrinsics, by their names; those not named are taken for exact.
+        pixel_px: standard deviation of a point in the image along each axis, pixels.
     """
-    xy = np.asarray(points, np.float64).reshape(-1, 2)
-    mount, height = camera.mount, camera.mount.height_m
-    foot = np.array([mount.x_m, mount.y_m])
-    away = xy - foot
-    distance = np.maximum(np.hypot(*away.T), 1e-9)
-    direction = away / distance[:, None]
-    angle = np.arctan2(height, distance)
-    heading = np.arctan2(direction[:, 1], direction[:, 0]) - mount.yaw
-    # How far the point moves in the image as the angle grows.
-    small = 1e-5
-    nearer, farther = (
-        pixels_from_ground(camera, foot + direction * (height / np.tan(angle + d))[:, None]) for d in (small, -small)
-    )
-    pixels_per_radian = np.hypot(*(nearer - farther).T) / (2 * small)
-    spread = np.sqrt(
-        (sigma.pitch * np.cos(heading)) ** 2
-        + (sigma.roll * np.sin(heading)) ** 2
-        + (sigma.pixel_px / np.maximum(np.nan_to_num(pixels_per_radian), 1e-9)) ** 2
-        + (sigma.height_m * np.sin(2 * angle) / (2 * height)) ** 2
-    )
-    steep = np.minimum(angle + CERTAIN * spread, math.pi / 2)
-    flat = np.maximum(angle - CERTAIN * spread, 0.0)
-    with np.errstate(divide="ignore"):
-        first, last = height / np.tan(steep), height / np.tan(flat)  # from the camera's foot
-    # It passes the origin `passes` metres on, `beside` metres away; a camera may look back over it.
-    passes = -direction @ foot
-    beside = np.sqrt(np.maximum(foot @ foot - passes**2, 0.0))
-    least = np.hypot(np.clip(passes, first, last) - passes, beside)
-    greatest = np.maximum(np.hypot(first - passes, beside), np.hypot(last - passes, beside))
-    return np.stack([least, greatest], axis=1)
+
+    def __init__(self, camera: Camera, covariance: Covariance, pixel_px: float = 0.0) -> None:
+        self.camera, self.pixel_px = camera, pixel_px
+        k, pose = camera.intrinsics, {name: getattr(camera.mount, name) for name in POSE}
+
+        def moved(by: Array) -> tuple[Intrinsics, Array]:
+            off = dict(zip(covariance.names, by.tolist(), strict=True))
+            lens = k.moved(off) if any(name not in POSE for name in off) else k
+            return lens, inverse_of(pose_matrix(**{name: value + off.get(name, 0.0) for name, value in pose.items()}))
+
+        self._moved = [moved(STEP * source) for source in covariance.factor.T]
+
+    def intervals(self, points: ArrayLike) -> Array:
+        """Between which ranges points on the ground lie with a probability of 95 %.
+
+        What is normally distributed is the angle under which the camera looks down at a point; the range is not, far away it
+        is lopsided. So the angle's interval is found, to first order, and then brought to the ground exactly. What the image
+        says of a point stays where it is: how the point would move there for each independent source of error, and how for a
+        growing angle, say together by how much the angle is wrong.
+
+        Args:
+            points: ``(N, 2)`` metres in ``base_link`` on the ground.
+
+        Returns:
+            float64 ``(N, 2)``: least and greatest range from ``base_link``'s origin, metres, on the ray from the camera
+            through the point; the greatest is infinite where the ray may miss the ground, or the camera does not see the
+            point. NaN for points that are none.
+        """
+        xy = np.asarray(points, np.float64).reshape(-1, 2)
+        mount, height = self.camera.mount, self.camera.mount.height_m
+        foot = np.array([mount.x_m, mount.y_m])
+        away = xy - foot
+        distance = np.maximum(np.hypot(*away.T), 1e-9)
+        direction = away / distance[:, None]
+        angle = np.arctan2(height, distance)
+        spread = self._spread(foot, direction, angle)
+        steep = np.minimum(angle + CERTAIN * spread, math.pi / 2)
+        flat = np.maximum(angle - CERTAIN * spread, 0.0)
+        with np.errstate(divide="ignore"):
+            first, last = height / np.tan(steep), height / np.tan(flat)  # from the camera's foot
+        # It passes the origin `passes` metres on, `beside` metres away; a camera may look back over it.
+        passes = -direction @ foot
+        beside = np.sqrt(np.maximum(foot @ foot - passes**2, 0.0))
+        least = np.hypot(np.clip(passes, first, last) - passes, beside)
+        greatest = np.maximum(np.hypot(first - passes, beside), np.hypot(last - passes, beside))
+        return np.stack([least, greatest], axis=1)
+
+    def _spread(self, foot: Array, direction: Array, angle: Array) -> Array:
+        """``(N,)``: standard deviation of the angle, radians; infinite where the camera does not see the point."""
+        height = self.camera.mount.height_m
+
+        def on_ground(angle: Array, direction: Array) -> Array:
+            return foot + direction * (height / np.tan(angle))[:, None]
+
+        aside = SMALL * np.stack([-direction[:, 1], direction[:, 0]], axis=1)
+        xy = on_ground(angle, direction)
+        around = [
+            xy,
+            on_ground(angle + SMALL, direction),
+            on_ground(angle - SMALL, direction),
+            on_ground(angle, direction + aside),
+            on_ground(angle, direction - aside),
+        ]
+        with np.errstate(all="ignore"):
+            at, *pixels = pixels_from_ground(self.camera, np.concatenate(around)).reshape(5, -1, 2)
+            (down_u, down_v), (side_u, side_v) = (((pixels[i] - pixels[i + 1]) / (2 * SMALL)).T for i in (0, 2))
+            area = down_u * side_v - down_v * side_u
+            by_u, by_v = side_v / area, -side_u / area  # the angle by pixels
+            variance = self.pixel_px**2 * (by_u**2 + by_v**2)
+            for lens, pose in self._moved:
+                off_u, off_v = (project_ground(lens, pose, xy) - at).T / STEP
+                variance = variance + (by_u * off_u + by_v * off_v) ** 2
+        return np.where(np.isfinite(variance), np.sqrt(variance), np.inf)
 
 
 @dataclass(frozen=True)

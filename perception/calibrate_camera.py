@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from calibration.boards import Board, View, detect
-from calibration.bundle import PARAMETERS, vector
+from calibration.bundle import vector
+from calibration.camera import PARAMETERS
 from calibration.camera_file import read_camera, write_camera
 from calibration.drawings import coverage_picture, guide_picture, undistortion_preview
 from calibration.guide import missing, offer, steady, thin_out

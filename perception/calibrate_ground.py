@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from calibration.camera import Camera, Intrinsics, Mount
+from calibration.camera import POSE, Camera, Intrinsics, Mount
 from calibration.camera_file import read_camera, write_camera
-from calibration.extrinsics import POSE, TAPE_SIGMA_M, Placement, find_corners, from_board, from_points, read_points
+from calibration.extrinsics import TAPE_SIGMA_M, Placement, find_corners, from_board, from_points, read_points
 from calibration.ground import horizon, pixels_from_ground
 from calibration.motion import from_motion
 from calibration.vanishing import from_lines
@@ -163,10 +163,10 @@ def given_mount(before: Mount | None, height: float | None, roll: float | None, 
             changes["roll"] = roll
         if position is not None:
             changes |= {"x_m": position[0], "y_m": position[1]}
-        sigma = {name: value for name, value in mount.sigma.items() if name not in changes}
-        if height is not None:
-            sigma["height_m"] = TAPE_SIGMA_M
-        return replace(mount, **changes, sigma=sigma)  # type: ignore[arg-type]
+        kept = mount.only([name for name in POSE if name not in changes])
+        taped = {"height_m": TAPE_SIGMA_M} if height is not None else {}
+        covariance = kept.covariance and kept.covariance.plus(taped)
+        return replace(kept, **changes, sigma={**kept.sigma, **taped}, covariance=covariance)  # type: ignore[arg-type]
 
 
 class Frames:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from calibration.camera import Camera
 from calibration.camera_file import read_mounted
-from calibration.ground import GroundView, RangeSigma, range_intervals
+from calibration.ground import GroundView, RangeUncertainty
 from calibration.refinement import PitchRefiner
 from perception.boundary import Edges, free_across, free_along_lines, free_along_rays, spans
 from perception.config import GroundConfig
@@ -55,12 +55,9 @@ class Metres:
         except ValueError as error:
             raise BadInput(f"{config.calibration}: {error}") from error
         mount = camera.mount
-        self._sigma = RangeSigma(
-            config.pixel_sigma * camera.intrinsics.height,
-            math.hypot(config.pitch_sigma, mount.sigma.get("pitch", 0.0)),
-            math.hypot(config.pitch_sigma, mount.sigma.get("roll", 0.0)),
-            mount.sigma.get("height_m", 0.0),
-        )
+        nodding = {"pitch": config.pitch_sigma, "roll": config.pitch_sigma}
+        pixel_px = config.pixel_sigma * camera.intrinsics.height
+        self._uncertainty = RangeUncertainty(camera, camera.uncertain.plus(nodding), pixel_px)
         self._seen = Edges([ring for part in shapely.get_parts(self.view.seen) for ring in rings_of(part)])
         low, high = spans(self._seen, mount.yaw)
         behind = (high - low >= math.pi).any()  # all around, then
@@ -84,16 +81,16 @@ class Metres:
         placed = self.view.place([shapely.Polygon(p.exterior, p.interiors) for p in polygons])
         parts = [part for those in placed for part in those]
         edges = Edges([ring for part in parts for ring in part.rings])
-        ranges = self.free_ranges(edges)
+        ranges, lane = self.free_ranges(edges), self.shortest_lane(edges)
         first, step, count = self._rays
         bearings = self.camera.mount.yaw + first + step * np.arange(count)
         points = ranges[:, None] * np.stack([np.cos(bearings), np.sin(bearings)], axis=1)
-        intervals = range_intervals(self.camera, points, self._sigma)
-        near, far = bounds(intervals, ranges, self._seen_along_rays, self._known_along_rays)
+        intervals = self._uncertainty.intervals(points if lane is None else np.vstack([points, lane[1]]))
+        near, far = bounds(intervals[:count], ranges, self._seen_along_rays, self._known_along_rays)
         ground = Ground(
             frame_id=self.camera.mount.frame_id,
             area_m2=sum(part.area_m2 for part in parts),
-            ahead=self.way_ahead(edges),
+            ahead=self.way_ahead(*lane, intervals[-1:]) if lane else None,
             scan=Scan(
                 self.camera.mount.yaw + first,
                 step,
@@ -117,17 +114,22 @@ class Metres:
         begins; NaN where no ground is seen."""
         return without_break(self._seen_along_rays, *free_along_rays(edges, *self._rays, self.camera.mount.yaw))
 
-    def way_ahead(self, edges: Edges) -> Distance | None:
-        """From the bumper to where free ground first ends across the vehicle's width; None where not all of that is seen."""
+    def shortest_lane(self, edges: Edges) -> tuple[int, tuple[float, float]] | None:
+        """Of the lines across the vehicle's width the one along which free ground first ends, and that place, metres; None
+        where not all of them are seen."""
         ends = without_break(self._seen_along_lanes, *free_along_lines(edges, *self._lanes))
         if np.isnan(ends).any() or np.ptp(self._seen_along_lanes) > UNEVEN_M:
             return None
         first, step, _ = self._lanes
         lane = int(np.argmin(ends))
-        x, y = float(ends[lane]), first + step * lane
-        interval = range_intervals(self.camera, [(x, y)], self._sigma) - math.hypot(x, y) + x
+        return lane, (float(ends[lane]), first + step * lane)
+
+    def way_ahead(self, lane: int, place: tuple[float, float], interval: Array) -> Distance:
+        """From the bumper to where free ground first ends: the `shortest_lane`, and the interval ``(1, 2)`` of its range."""
+        x, y = place
         this = slice(lane, lane + 1)
-        near, far = bounds(interval, ends[this], self._seen_along_lanes[this], self._known_along_lanes[this])
+        along = interval - math.hypot(x, y) + x
+        near, far = bounds(along, np.array([x]), self._seen_along_lanes[this], self._known_along_lanes[this])
         return Distance(*(max(0.0, end - self.config.bumper_m) for end in (x, float(near[0]), float(far[0]))))
 
     def occupancy(self, polygons: list[Polygon], resolution_m: float) -> NDArray[np.int8]:
@@ -212,7 +214,7 @@ class Rulers:
                     f"{self.file}: made for frames of {k.width}x{k.height}, and these are {size[0]}x{size[1]}: another shape "
                     "needs another calibration"
                 )
-            camera = Camera(k.scaled(size), self.camera.mount)
+            camera = self.camera.scaled(size)
             self._metres = Metres(camera, self.config)
             self._refiner = PitchRefiner(camera) if self.config.refine_pitch else None
         if self._refiner is not None:
@@ -230,11 +232,7 @@ class Rulers:
             self._stretch = frame.stretch
             refiner.reset()
         if abs(refiner.pitch - metres.camera.mount.pitch) > PITCH_STEP:
-            sigma = dict(self.camera.mount.sigma)
-            if math.isfinite(refiner.sigma):  # else nothing is known of it, as at the beginning
-                sigma["pitch"] = refiner.sigma
-            mount = replace(self.camera.mount, pitch=refiner.pitch, sigma=sigma)
-            metres = Metres(replace(metres.camera, mount=mount), self.config)
+            metres = Metres(replace(metres.camera, mount=refiner.mount), self.config)
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "pitch")
         self._looking = self._thread.submit(refiner.add, frame.image, frame.stamp_ns)

@@ -420,9 +420,13 @@ class Pitching:
     """Stands for the refiner: the pitch it says, and what it was given."""
 
     def __init__(self, camera: Camera) -> None:
-        self.pitch, self.sigma, self.given, self.resets = camera.mount.pitch, 0.002, list[int](), 0
+        self.camera, self.pitch, self.given, self.resets = camera, camera.mount.pitch, list[int](), 0
         self.go = threading.Event()
         self.go.set()
+
+    @property
+    def mount(self) -> Mount:
+        return replace(self.camera.mount, pitch=self.pitch, sigma={"pitch": 0.002, "height_m": 0.02})
 
     def add(self, image: Image, stamp_ns: int) -> None:
         self.go.wait(10)
@@ -468,17 +472,6 @@ class TestRefinedPitch:
         assert after.view.seen.area != before.view.seen.area
         rulers._refiner.pitch = 0.0101  # type: ignore[union-attr]
         assert rulers.at(frame(1280, 720)) is after, "less than a fiftieth of a degree moves nothing"
-
-    def test_a_pitch_that_nobody_knows_is_as_sure_as_before(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(metres, "PitchRefiner", Pitching)
-        write_camera(tmp_path / "car.yaml", LEVEL.intrinsics, LEVEL.mount)
-        rulers = Rulers(SETTINGS.model_copy(update={"refine_pitch": True}), tmp_path / "car.yaml")
-        before = rulers.at(frame(1280, 720)).place([road(LEVEL)])[1]
-        rulers._refiner.pitch = 0.01  # type: ignore[union-attr]
-        rulers.at(frame(1280, 720))
-        rulers._refiner.pitch, rulers._refiner.sigma = 0.0, math.inf  # type: ignore[union-attr]  # it began anew
-        after = rulers.at(frame(1280, 720)).place([road(LEVEL)])[1]
-        assert after.ahead == before.ahead
 
     def test_a_frame_of_a_recording_never_waits_for_itself(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """What it says comes into force with the next one, however fast it is looked at."""
