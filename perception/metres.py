@@ -132,6 +132,11 @@ class Metres:
         near, far = bounds(along, np.array([x]), self._seen_along_lanes[this], self._known_along_lanes[this])
         return Distance(*(max(0.0, end - self.config.bumper_m) for end in (x, float(near[0]), float(far[0]))))
 
+    def occupancy_origin(self, resolution_m: float) -> tuple[float, float]:
+        """The least x and y of the grid's cells, metres in ``base_link``: whole numbers of cells from the origin."""
+        x, y = (resolution_m * math.floor(least / resolution_m) for least in self.view.seen.bounds[:2])
+        return x, y
+
     def occupancy(self, polygons: list[Polygon], resolution_m: float) -> NDArray[np.int8]:
         """The ground as cells, as in nav_msgs/OccupancyGrid.
 
@@ -139,14 +144,14 @@ class Metres:
         boundary of free ground, whatever makes it; of all others nothing is known.
 
         Returns:
-            int8 ``(rows, columns)`` of `UNKNOWN`, `FREE`, `OCCUPIED`: columns from x = 0 forward, rows from the greatest
-            range on the right (y = -range) to that on the left.
+            int8 ``(rows, columns)`` of `UNKNOWN`, `FREE`, `OCCUPIED`: columns in the direction of x, rows in that of y, the
+            first cell's corner at `occupancy_origin`; as many as hold all ground that is seen.
         """
-        reach = self.config.max_range_m
-        size = math.ceil(reach / resolution_m), math.ceil(2 * reach / resolution_m)
+        origin = np.array(self.occupancy_origin(resolution_m))
+        columns, rows = np.ceil((np.array(self.view.seen.bounds[2:]) - origin) / resolution_m).astype(int).tolist()
 
         def cells(rings: list[Array]) -> NDArray[np.uint8]:
-            return inside_rings([(ring + np.array([0.0, reach])) / resolution_m - 0.5 for ring in rings], size)
+            return inside_rings([(ring - origin) / resolution_m - 0.5 for ring in rings], (columns, rows))
 
         free = cells([ring for polygon in polygons for part in polygon.ground or [] for ring in part.rings])
         seen = cells([ring for part in shapely.get_parts(self.view.seen) for ring in rings_of(part)])

@@ -300,20 +300,37 @@ class TestOccupancy:
         metres = Metres(LEVEL, SETTINGS)
         polygons, _ = metres.place([road(LEVEL, 30.0, BOX)])
         grid = metres.occupancy(polygons, 0.5)
-        assert grid.shape == (160, 80)
+        left, bottom = metres.occupancy_origin(0.5)
+        assert left == 4.0  # the view begins at 4.17 m
+        assert (left % 0.5, bottom % 0.5) == (0, 0)
 
         def cell(x: float, y: float) -> int:
-            return int(grid[int((y + 40) / 0.5), int(x / 0.5)])
+            return int(grid[int((y - bottom) / 0.5), int((x - left) / 0.5)])
 
         assert cell(10, 0) == cell(10, -2.6) == cell(20, 2) == FREE
         assert cell(14.2, 0.5) == OCCUPIED  # the near side of the box
         assert cell(15, 0.6) == UNKNOWN  # its inside
         assert cell(10, 3.2) == OCCUPIED  # the side of the road
         assert cell(10, 5) == cell(35, 0) == UNKNOWN  # seen, and nobody knows what it is
-        assert cell(1, 0) == UNKNOWN  # below the picture
         assert np.count_nonzero(grid == FREE) * 0.25 == pytest.approx(
             sum(p.area_m2 for q in polygons for p in q.ground or []), rel=0.03
         )
+
+    @pytest.mark.parametrize("yaw", [math.pi, math.pi / 2, -2.0])
+    def test_wherever_the_camera_looks(self, yaw: float) -> None:
+        """All ground that is seen has its cells: as much is free as by the polygons, and it is bounded on all sides."""
+        camera = Camera(PINHOLE, Mount(1.5, yaw=yaw, x_m=-1.0))
+        turn = np.array([[math.cos(yaw), math.sin(yaw)], [-math.sin(yaw), math.cos(yaw)]])
+        metres = Metres(camera, SETTINGS)
+        square = np.array([(8.0, -2.0), (12, -2), (12, 2), (8, 2)]) @ turn
+        polygons, ground = metres.place([seen(camera, [(x, y) for x, y in square])])
+        grid = metres.occupancy(polygons, 0.25)
+        assert np.count_nonzero(grid == FREE) / 16 == pytest.approx(ground.area_m2, rel=0.03)
+        assert ground.area_m2 == pytest.approx(16, rel=0.01)
+        assert np.count_nonzero(grid == OCCUPIED) > 4 * 16
+        row, column = np.argwhere(grid == FREE).mean(axis=0)
+        middle = np.array(metres.occupancy_origin(0.25)) + 0.25 * (np.array([column, row]) + 0.5)
+        np.testing.assert_allclose(middle, square.mean(axis=0), atol=0.1)
 
     def test_the_view_s_edge_is_no_obstacle(self) -> None:
         metres = Metres(LEVEL, SETTINGS)
