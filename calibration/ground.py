@@ -17,6 +17,7 @@ Array = NDArray[np.float64]
 
 SEGMENT_PX = 12.0  # edges of polygons are bent by the distortion: piece by piece they stay within 0.05 pixels of it
 REGION_SEGMENT_PX = 3.0
+LEVEL_DIRECTIONS = 1441  # looked along for the horizon, a quarter of a degree apart all around
 SMALL = 1e-5  # radians: a difference over so much stands for a derivative
 CERTAIN = 1.959964  # standard deviations on either side that hold 95 % of a normal distribution
 
@@ -56,22 +57,34 @@ def project_ground(intrinsics: Intrinsics, camera_from_base: Array, xy: Array) -
 def horizon(camera: Camera, columns: ArrayLike) -> Array:
     """The rows, float64 ``(N,)`` pixels, where the flat ground vanishes in the image columns ``(N,)``.
 
-    They may lie outside the image; NaN where the camera's distortion gives the horizon no pixel. Found by the secant method
-    from the straight line that the horizon would be without distortion.
+    They may lie outside the image; NaN where the horizon has no pixel in the column, of two the one that lies more nearly
+    ahead of the camera. Level directions have pixels whatever the distortion; between those left and right of a column the
+    one that falls on it is found by halving.
     """
-    u, k = np.asarray(columns, np.float64).reshape(-1), camera.intrinsics
-    across, down, ahead = camera.mount.base_from_camera[2, :3]
-    with np.errstate(all="ignore"):
-        v = k.cy - k.fy * (across * (u - k.cx) / k.fx + ahead) / down
-        before = v + 1.0
-        rises_before = camera.pixel_rays(np.stack([u, before], axis=1))[:, 2]
-        for _ in range(50):
-            rises = camera.pixel_rays(np.stack([u, v], axis=1))[:, 2]
-            step = np.where(rises == rises_before, 0.0, rises * (v - before) / (rises - rises_before))
-            before, rises_before, v = v, rises, v - step
-            if np.nanmax(np.abs(step), initial=0.0) < 1e-10:
-                break
-    return np.asarray(v)
+    u, k, mount = np.asarray(columns, np.float64).reshape(-1), camera.intrinsics, camera.mount
+    limit = k.limit if k.distortion_model == "equidistant" else math.atan(k.limit)
+    nearest = math.cos(limit) / max(math.cos(mount.pitch), 1e-12)  # cosine of the farthest heading still seen
+    if nearest >= 1:
+        return np.full(len(u), np.nan)
+    farthest = (1 - 1e-9) * math.acos(max(nearest, -1.0))
+
+    def pixels(headings: Array) -> Array:
+        bearings = mount.yaw + headings
+        level = np.stack([np.cos(bearings), np.sin(bearings), np.zeros(len(bearings))], axis=1)
+        return k.project(level @ mount.base_from_camera[:3, :3])
+
+    headings = np.linspace(-farthest, farthest, LEVEL_DIRECTIONS)
+    right = pixels(headings)[None, :, 0] >= u[:, None]
+    crossed = right[:, 1:] != right[:, :-1]
+    middles = np.abs(headings[1:] + headings[:-1])
+    at = np.argmin(np.where(crossed, middles, np.inf), axis=1)
+    low, high = headings[at], headings[at + 1]
+    right_of_low = right[np.arange(len(u)), at]
+    for _ in range(60):
+        middle = (low + high) / 2
+        same = (pixels(middle)[:, 0] >= u) == right_of_low
+        low, high = np.where(same, middle, low), np.where(same, high, middle)
+    return np.where(crossed.any(axis=1), pixels((low + high) / 2)[:, 1], np.nan)
 
 
 class RangeUncertainty:

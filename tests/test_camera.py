@@ -192,13 +192,30 @@ class TestRoundTrips:
         if camera.pixel_rays([pixel])[0, 2] < -1e-4:
             np.testing.assert_allclose(pixels_from_ground(camera, ground), [pixel], atol=1e-5)
 
-    @given(lenses, mounts, st.floats(0, 1279))
-    def test_the_horizon_parts_ground_from_sky(self, lens: Intrinsics, mount: Mount, u: float) -> None:
-        camera = Camera(lens, mount)
+    @settings(deadline=None)
+    @given(lenses, mounts, st.integers(0, 1279))
+    def test_the_horizon_parts_ground_from_sky(self, lens: Intrinsics, mount: Mount, u: int) -> None:
+        self.check_column(Camera(lens, mount), u)
+
+    @pytest.mark.parametrize(("lens", "pitch"), [("barrel", 0.5), ("fisheye", 0.9), ("rational", 1.2), ("fisheye", 1.4)])
+    def test_a_horizon_near_the_rim_of_a_lens(self, lens: str, pitch: float) -> None:
+        camera = Camera(replace(LENSES[lens], fx=380.0, fy=380.0), Mount(1.5, pitch))
+        crossed = [self.check_column(camera, u) for u in range(0, 1280, 32)]
+        assert sum(crossed) > 5
+
+    def check_column(self, camera: Camera, u: int) -> bool:
+        """Against the directions of all its pixels: whether the horizon is seen there, which is then found, in the column or,
+        where it is crossed twice, once."""
+        rows = np.arange(-0.5, 720.0)
+        rises = camera.pixel_rays(np.column_stack([np.full(len(rows), u), rows]))[:, 2]
         (v,) = horizon(camera, [u])
-        if -500 < v < 1200 and np.isfinite(camera.pixel_rays([[u, v - 1], [u, v + 1]])).all():
-            above, below = camera.pixel_rays([[u, v - 1], [u, v + 1]])[:, 2]
-            assert above > 0 > below
+        if np.isfinite(v) and -500 < v < 1200:
+            ray = camera.pixel_rays([[u, v]])[0]
+            assert not np.isfinite(ray).all() or abs(ray[2]) < 1e-9
+        crossings = np.flatnonzero(np.sign(rises[1:]) * np.sign(rises[:-1]) < 0)  # False where a direction is unknown
+        if len(crossings) == 1:
+            assert rows[crossings[0]] - 1e-6 <= v <= rows[crossings[0] + 1] + 1e-6
+        return len(crossings) > 0
 
 
 class TestWithoutAnswer:
