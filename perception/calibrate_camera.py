@@ -26,7 +26,6 @@ from calibration.intrinsics import MODELS, Calibration, Fit, calibrate
 from perception.capture import Source, open_source
 from perception.errors import BadInput, tell
 from perception.frame import Frame
-from perception.options import parse_pair
 from perception.sinks.base import check_output, write_whole
 
 Image = NDArray[np.uint8]
@@ -55,15 +54,6 @@ class Collected:
     def picture_of(self, view: View) -> Image:
         """uint8 ``(H, W, 3)`` BGR."""
         return np.asarray(cv2.imdecode(np.frombuffer(self.pictures[view.name], np.uint8), cv2.IMREAD_COLOR), np.uint8)
-
-
-def board_of(pattern: str, size: str, square_m: float, marker_m: float | None, dictionary: str) -> Board:
-    """The board that options describe, ``size`` as ``9x6``. Raises BadInput."""
-    columns, rows = parse_pair(size, "x", "--size", "9x6")
-    try:
-        return Board(pattern, columns, rows, square_m, marker_m, dictionary)
-    except ValueError as error:
-        raise BadInput(str(error)) from error
 
 
 def calibrate_camera(

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from perception.options import Model
+from perception.options import Model, board_of
 from perception.signals import INTERRUPTED, stop_on_signal
 from perception.training_commands import DATA, SPLITS, failed_writes, training_extra
 
@@ -32,7 +32,7 @@ def camera(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
 ) -> None:
     """Find a camera's intrinsics from views of a chessboard or ChArUco board."""
-    from perception.calibrate_camera import board_of, calibrate_camera
+    from perception.calibrate_camera import calibrate_camera
 
     board = board_of(pattern, size, square, marker, dictionary)
     with stop_on_signal() as stop, failed_writes():

@@ -23,7 +23,7 @@ from calibration.motion import from_motion
 from calibration.vanishing import from_lines
 from perception.capture import Selection, open_source
 from perception.errors import BadInput, FreespaceError, tell
-from perception.options import parse_pair
+from perception.options import board_of
 from perception.sinks.base import check_output, write_whole
 
 Array = NDArray[np.float64]
@@ -94,12 +94,12 @@ def ground_command(
     elif board is not None:
         if size is None or square is None:
             raise BadInput("--board needs --size, inner corners such as 9x6, and --square, their distance in metres")
-        columns_rows = parse_pair(size, "x", "--size", "9x6")
+        chessboard = board_of("chessboard", size, square)
         place, at = numbers(board_at, "--board-at", "4.2,0,1.5708", 3), numbers(position, "--position", "1.7,0", 2)
         shown = only_frame(board, intrinsics)
         with mistakes(f"{board}: "):
-            corners = find_corners(shown, columns_rows)
-            placement = from_board(intrinsics, corners, columns_rows, square, place, at)  # type: ignore[arg-type]
+            corners = find_corners(shown, chessboard)
+            placement = from_board(intrinsics, corners, chessboard, place, at)  # type: ignore[arg-type]
     else:
         known = given_mount(before, height, roll, numbers(position, "--position", "1.7,0", 2))
         source = str(lines if lines is not None else motion)

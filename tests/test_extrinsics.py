@@ -16,6 +16,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from calibration.boards import Board, refine
 from calibration.camera import POSE, Camera, Intrinsics, Mount
 from calibration.camera_file import read_mounted, write_camera
 from calibration.extrinsics import find_corners, from_board, from_points, least_squares, pose_of, read_points
@@ -91,6 +92,31 @@ class TestPoints:
         written[2, 0] += 1.0  # metres
         (remark,) = from_points(PLAIN, uv, written).remarks
         assert "times as far from where the mount puts them" in remark
+
+    def test_what_fits_nowhere_near_is_refused(self) -> None:
+        rng = np.random.default_rng(4)
+        uv = pixels_from_ground(Camera(PLAIN, MOUNT), SEVEN)
+        with pytest.raises(ValueError, match="times as far from where the mount puts them"):
+            from_points(PLAIN, uv, SEVEN + rng.normal(0, 0.5, SEVEN.shape))
+
+    def test_an_unlikely_pose_is_remarked_on(self) -> None:
+        for mount, said in ((replace(MOUNT, roll=0.5), "rolled by 29"), (replace(MOUNT, pitch=1.4), "looks down by 80")):
+            camera = Camera(PLAIN, mount)
+            ground = ground_from_pixels(camera, [[300, 650], [1000, 690], [400, 520], [900, 600], [640, 620], [700, 710]])
+            (remark,) = from_points(PLAIN, pixels_from_ground(camera, ground), ground).remarks
+            assert said in remark
+
+    def test_points_nearly_on_a_line_are_named_as_what_they_are(self) -> None:
+        """What the message asks for is what is asked: a fiftieth of the length aside is enough."""
+        along, aside = np.linspace(6, 16, 5), np.array([0.5, -0.5, 0.5, -0.5, 0.0])
+        for share, fine in ((0.5, True), (0.3, True), (0.15, False)):
+            ground = np.column_stack([along, share * aside])
+            uv = pixels_from_ground(Camera(PLAIN, MOUNT), ground)
+            if fine:
+                from_points(PLAIN, uv, ground)
+            else:
+                with pytest.raises(ValueError, match=r"on one line.*a fiftieth of its length is the least"):
+                    from_points(PLAIN, uv, ground)
 
     def test_the_pose_is_opencvs(self) -> None:
         # Noisy points, all as exact as each other: OpenCV's own iteration minimises the same sum.
@@ -236,14 +262,17 @@ class TestPoints:
             read_points(file)
 
 
+FINER = 4  # times the picture's resolution
+
+
 def board_picture(camera: Camera, size: tuple[int, int], square_m: float, place: tuple[float, float, float]) -> Image:
     """A chessboard with a white rim, flat on grey ground, as the camera sees it: each pixel asks the ground for its colour."""
     k = camera.intrinsics
-    fine = k.scaled((2 * k.width, 2 * k.height))
+    fine = k.scaled((FINER * k.width, FINER * k.height))
     cos, sin = math.cos(place[2]), math.sin(place[2])
     reach = square_m * (max(size) + 4) / 2 * np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]])
     around = pixels_from_ground(Camera(fine, camera.mount), np.array(place[:2]) + reach)
-    (left, top), (right, bottom) = (2 * (around.min(axis=0) // 2)).astype(int), (2 * (around.max(axis=0) // 2)).astype(int)
+    (left, top), (right, bottom) = ((FINER * (end(axis=0) // FINER)).astype(int) for end in (around.min, around.max))
     u, v = np.meshgrid(np.arange(left, right), np.arange(top, bottom))
     ground = ground_from_pixels(Camera(fine, camera.mount), np.stack([u.ravel(), v.ravel()], axis=1)) - place[:2]
     i = np.floor(ground @ (cos, sin) / square_m + (size[0] + 1) / 2)
@@ -252,10 +281,13 @@ def board_picture(camera: Camera, size: tuple[int, int], square_m: float, place:
     rim = (i >= -1) & (i <= size[0] + 1) & (j >= -1) & (j <= size[1] + 1)
     grey = np.where(board, np.where((i + j) % 2 == 0, 30, 220), np.where(rim, 220, 110)).astype(np.float32)
     picture = np.full((k.height, k.width), 110, np.float32)
-    window = picture[top // 2 : bottom // 2, left // 2 : right // 2]
+    window = picture[top // FINER : bottom // FINER, left // FINER : right // FINER]
     window[...] = cv2.resize(grey.reshape(u.shape), window.shape[::-1], interpolation=cv2.INTER_AREA)
-    noisy = picture + np.random.default_rng(0).normal(0, 2, picture.shape)
+    noisy = cv2.GaussianBlur(picture, (0, 0), 0.5) + np.random.default_rng(0).normal(0, 2, picture.shape)
     return cv2.cvtColor(np.clip(noisy, 0, 255).astype(np.uint8), cv2.COLOR_GRAY2BGR)
+
+
+BOARD = Board("chessboard", 9, 6, 0.12)
 
 
 class TestBoard:
@@ -267,8 +299,11 @@ class TestBoard:
     @pytest.mark.parametrize("lens", LENSES[1:], ids=lambda k: k.distortion_model)
     def test_a_picture_gives_the_pose(self, lens: Intrinsics) -> None:
         camera = Camera(lens, self.OVER_BOARD)
-        corners = find_corners(board_picture(camera, (9, 6), 0.12, self.PLACE), (9, 6))
-        placed = from_board(lens, corners, (9, 6), 0.12, self.PLACE)
+        corners = find_corners(board_picture(camera, (9, 6), 0.12, self.PLACE), BOARD)
+        placed = from_board(lens, corners, BOARD, self.PLACE)
+        picture = cv2.cvtColor(board_picture(camera, (9, 6), 0.12, self.PLACE), cv2.COLOR_BGR2GRAY)
+        again = refine(BOARD, np.asarray(picture, np.uint8), corners, np.arange(54), 0.25)
+        np.testing.assert_allclose(again, corners, atol=0.02)  # as for a camera's own calibration: docs/calibration.md
         off = pose_of(placed.mount) - pose_of(camera.mount)
         assert (np.abs(off) < 3 * np.array([placed.mount.sigma[name] for name in POSE])).all(), off
         assert (np.abs(off) < (0.01, 0.003, 0.002, 0.002, 0.01, 0.005)).all(), off
@@ -278,11 +313,11 @@ class TestBoard:
     @pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
     def test_either_way_round_means_the_same(self, turned: float, order: slice) -> None:
         corners = self.exact_corners()[order]
-        placed = from_board(PLAIN, corners, (9, 6), 0.12, (*self.PLACE[:2], self.PLACE[2] + turned))
+        placed = from_board(PLAIN, corners, BOARD, (*self.PLACE[:2], self.PLACE[2] + turned))
         np.testing.assert_allclose(pose_of(placed.mount), pose_of(self.OVER_BOARD), atol=1e-6)
 
     def test_without_its_place_yaw_is_taken_as_zero_and_said_so(self) -> None:
-        placed = from_board(PLAIN, self.exact_corners(), (9, 6), 0.12, position=(1.5, 0.2))
+        placed = from_board(PLAIN, self.exact_corners(), BOARD, position=(1.5, 0.2))
         mount = placed.mount
         np.testing.assert_allclose((mount.height_m, mount.pitch, mount.roll), (1.3, 0.15, 0.02), atol=1e-6)
         assert (mount.yaw, mount.x_m, mount.y_m) == (0, 1.5, 0.2)
@@ -291,11 +326,11 @@ class TestBoard:
 
     def test_what_cannot_be_is_refused(self) -> None:
         with pytest.raises(ValueError, match="no heading"):
-            from_board(PLAIN, np.zeros((36, 2)), (6, 6), 0.12, self.PLACE)
+            from_board(PLAIN, np.zeros((36, 2)), Board("chessboard", 6, 6, 0.12), self.PLACE)
         with pytest.raises(ValueError, match="54"):
-            from_board(PLAIN, self.exact_corners(), (8, 6), 0.12)
+            from_board(PLAIN, self.exact_corners(), Board("chessboard", 8, 6, 0.12))
         with pytest.raises(ValueError, match="no chessboard with 9 x 6"):
-            find_corners(np.full((200, 300), 128, np.uint8), (9, 6))
+            find_corners(np.full((200, 300), 128, np.uint8), BOARD)
 
     def exact_corners(self) -> Array:
         x, y, heading = self.PLACE
@@ -655,6 +690,8 @@ class TestCommand:
             ({"motion": "nowhere.mp4", "height": 1.0}, "nowhere.mp4"),
             ({"board": "board.png"}, "needs --size"),
             ({"board": "board.png", "size": "9x6", "square": 0.1, "board_at": "1,2"}, "--board-at '1,2'"),
+            ({"board": "board.png", "size": "2x9", "square": 0.1}, "board size 2x9: wanted 3 to 100"),
+            ({"board": "board.png", "size": "9x6", "square": -1.0}, "square -1 m: wanted the side of a square"),
             ({"points": Path("nowhere.yaml")}, "nowhere.yaml"),
             ({"points": Path("x.yaml"), "picture": Path("check.txt")}, "check.txt"),
         ],

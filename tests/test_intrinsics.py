@@ -21,10 +21,11 @@ from calibration.camera_file import read_camera, write_camera
 from calibration.drawings import coverage_picture, guide_picture, undistort, undistortion_preview, without_distortion
 from calibration.guide import measure, missing, offer, steady, thin_out
 from calibration.intrinsics import Calibration, calibrate, covered, doubts, solve, uncertainty
-from perception.calibrate_camera import Collected, board_of, calibrate_camera, watch
+from perception.calibrate_camera import Collected, calibrate_camera, watch
 from perception.capture.base import Source
 from perception.errors import BadInput
 from perception.frame import Frame
+from perception.options import board_of
 
 PHOTOS = Path(__file__).parents[2] / "shared/clips/chessboard"
 
