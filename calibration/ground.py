@@ -108,29 +108,38 @@ class RangeUncertainty:
         self._moved = [moved(STEP * source) for source in covariance.factor.T]
 
     def intervals(self, points: ArrayLike) -> Array:
-        """Between which ranges points on the ground lie with a probability of 95 %.
+        """Between which ranges points on the ground lie with a probability of 95 %: the first of `of`."""
+        return self.of(points)[0]
+
+    def of(self, points: ArrayLike) -> tuple[Array, Array]:
+        """How sure the places of points on the ground are.
 
         What is normally distributed is the angle under which the camera looks down at a point; the range is not, far away it
         is lopsided. So the angle's interval is found, to first order, and then brought to the ground exactly. What the image
         says of a point stays where it is: how the point would move there for each independent source of error, and how for a
-        growing angle, say together by how much the angle is wrong.
+        growing angle and bearing, say together by how much these are wrong.
 
         Args:
             points: ``(N, 2)`` metres in ``base_link`` on the ground.
 
         Returns:
-            float64 ``(N, 2)``: least and greatest range from ``base_link``'s origin, metres, on the ray from the camera
-            through the point; the greatest is infinite where the ray may miss the ground, or the camera does not see the
-            point. NaN for points that are none.
+            float64 ``(N, 2)``: least and greatest range from ``base_link``'s origin, metres, with a probability of 95 %, on
+            the ray from the camera through the point; the greatest is infinite where the ray may miss the ground, or the
+            camera does not see the point. float64 ``(N,)``: the standard deviation of the point's y to first order, metres;
+            infinite where the camera does not see it. NaN for points that are none.
         """
         xy = np.asarray(points, np.float64).reshape(-1, 2)
         mount, height = self.camera.mount, self.camera.mount.height_m
         foot = np.array([mount.x_m, mount.y_m])
-        away = xy - foot
-        distance = np.maximum(np.hypot(*away.T), 1e-9)
-        direction = away / distance[:, None]
+        offset = xy - foot
+        distance = np.maximum(np.hypot(*offset.T), 1e-9)
+        direction = offset / distance[:, None]
         angle = np.arctan2(height, distance)
-        spread = self._spread(foot, direction, angle)
+        angles, bearings = self._errors(foot, direction, angle)
+        spread = spread_of(angles)
+        with np.errstate(invalid="ignore"):
+            away = -height / np.sin(angle) ** 2 * angles
+            sideways = spread_of(direction[:, 1] * away + direction[:, 0] * distance * bearings)
         steep = np.minimum(angle + CERTAIN * spread, math.pi / 2)
         flat = np.maximum(angle - CERTAIN * spread, 0.0)
         with np.errstate(divide="ignore"):
@@ -140,10 +149,11 @@ class RangeUncertainty:
         beside = np.sqrt(np.maximum(foot @ foot - passes**2, 0.0))
         least = np.hypot(np.clip(passes, first, last) - passes, beside)
         greatest = np.maximum(np.hypot(first - passes, beside), np.hypot(last - passes, beside))
-        return np.stack([least, greatest], axis=1)
+        return np.stack([least, greatest], axis=1), sideways
 
-    def _spread(self, foot: Array, direction: Array, angle: Array) -> Array:
-        """``(N,)``: standard deviation of the angle, radians; infinite where the camera does not see the point."""
+    def _errors(self, foot: Array, direction: Array, angle: Array) -> tuple[Array, Array]:
+        """``(k, N)`` each: by how much angles and bearings, radians, are wrong for one standard deviation of each independent
+        source of error; NaN where the camera does not see the point."""
         height = self.camera.mount.height_m
 
         def on_ground(angle: Array, direction: Array) -> Array:
@@ -161,13 +171,18 @@ class RangeUncertainty:
         with np.errstate(all="ignore"):
             at, *pixels = pixels_from_ground(self.camera, np.concatenate(around)).reshape(5, -1, 2)
             (down_u, down_v), (side_u, side_v) = (((pixels[i] - pixels[i + 1]) / (2 * SMALL)).T for i in (0, 2))
+            moves = [np.full_like(at, unit) for unit in self.pixel_px * np.eye(2)]
+            moves += [(at - project_ground(lens, pose, xy)) / STEP for lens, pose in self._moved]
+            off_u, off_v = np.stack(moves, axis=2).transpose(1, 2, 0)
             area = down_u * side_v - down_v * side_u
-            by_u, by_v = side_v / area, -side_u / area  # the angle by pixels
-            variance = self.pixel_px**2 * (by_u**2 + by_v**2)
-            for lens, pose in self._moved:
-                off_u, off_v = (project_ground(lens, pose, xy) - at).T / STEP
-                variance = variance + (by_u * off_u + by_v * off_v) ** 2
-        return np.where(np.isfinite(variance), np.sqrt(variance), np.inf)
+            return (side_v * off_u - side_u * off_v) / area, (down_u * off_v - down_v * off_u) / area
+
+
+def spread_of(errors: Array) -> Array:
+    """``(N,)``: the standard deviation that independent errors ``(k, N)`` have together; infinite where one is unknown."""
+    with np.errstate(all="ignore"):
+        variance = (errors**2).sum(axis=0)
+    return np.where(np.isfinite(variance), np.sqrt(variance), np.inf)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from calibration.camera import Camera
 from calibration.camera_file import read_mounted
-from calibration.ground import GroundView, RangeUncertainty
+from calibration.ground import CERTAIN, GroundView, RangeUncertainty
 from calibration.refinement import PitchRefiner
 from perception.boundary import Edges, free_across, free_along_lines, free_along_rays, spans
 from perception.config import GroundConfig
@@ -73,6 +73,8 @@ class Metres:
         width, height = self.view.size
         within = self.view.place([shapely.box(0.5, 0.5, width - 1.5, height - 1.5)])[0]
         inner = Edges([ring for part in within for ring in part.rings])
+        self._seen_across = [free_across(self._seen, x) is not None for x in config.widths_at_m]
+        self._known_across = [free_across(inner, x) or (0.0, 0.0) for x in config.widths_at_m]
         self._known_along_rays = free_along_rays(inner, *self._rays, mount.yaw)[1] - LIMIT_M
         self._known_along_lanes = free_along_lines(inner, *self._lanes)[1] - LIMIT_M
 
@@ -85,7 +87,10 @@ class Metres:
         first, step, count = self._rays
         bearings = self.camera.mount.yaw + first + step * np.arange(count)
         points = ranges[:, None] * np.stack([np.cos(bearings), np.sin(bearings)], axis=1)
-        intervals = self._uncertainty.intervals(points if lane is None else np.vstack([points, lane[1]]))
+        across = [free_across(edges, x) or (0.0, 0.0) for x in self.config.widths_at_m]
+        sides = [(x, y) for x, ends in zip(self.config.widths_at_m, across, strict=True) for y in ends]
+        asked = [points, np.array(sides).reshape(-1, 2), np.empty((0, 2)) if lane is None else np.array([lane[1]])]
+        intervals, sideways = self._uncertainty.of(np.concatenate(asked))
         near, far = bounds(intervals[:count], ranges, self._seen_along_rays, self._known_along_rays)
         ground = Ground(
             frame_id=self.camera.mount.frame_id,
@@ -100,7 +105,7 @@ class Metres:
                 far,
                 ranges < np.nan_to_num(self._known_along_rays),
             ),
-            widths=[Width(x, *(free_across(edges, x) or (0.0, 0.0))) for x in self.config.widths_at_m],
+            widths=self.free_widths(across, sideways[count : count + len(sides)].reshape(-1, 2)),
         )
         return [replace(p, ground=those) for p, those in zip(polygons, placed, strict=True)], ground
 
@@ -113,6 +118,26 @@ class Metres:
         """How far free ground reaches from base_link's origin along the scan's rays, without a break from where the view
         begins; NaN where no ground is seen."""
         return without_break(self._seen_along_rays, *free_along_rays(edges, *self._rays, self.camera.mount.yaw))
+
+    def free_widths(self, across: list[tuple[float, float]], sigma: Array) -> list[Width]:
+        """Free widths at the forward distances of the settings, given where free ground ends there to the right and left, y in
+        metres, and the standard deviations ``(n, 2)`` of these."""
+        widths = []
+        for i, (x, (right, left)) in enumerate(zip(self.config.widths_at_m, across, strict=True)):
+            if not self._seen_across[i]:
+                unseen = math.nan
+                widths.append(Width(x, unseen, unseen, unseen, unseen, unseen, unseen, right_ends=False, left_ends=False))
+                continue
+            begins, ends = self._known_across[i]
+            seen = left > right and right > begins + LIMIT_M, left > right and left < ends - LIMIT_M
+            spreads = (CERTAIN * sigma[i]).tolist() if left > right else [math.inf, math.inf]
+            bounds = [
+                (max(0.0, end - spread), end + spread if there else math.inf)
+                for end, spread, there in zip((-right, left), spreads, seen, strict=True)
+            ]
+            (right_near, right_far), (left_near, left_far) = bounds
+            widths.append(Width(x, right, left, -right_near, -right_far, left_near, left_far, *seen))
+        return widths
 
     def shortest_lane(self, edges: Edges) -> tuple[int, tuple[float, float]] | None:
         """Of the lines across the vehicle's width the one along which free ground first ends, and that place, metres; None

@@ -29,7 +29,7 @@ from perception.causes import Code
 from perception.config import Config, GroundConfig, HealthConfig
 from perception.errors import BadInput
 from perception.frame import Frame
-from perception.freespace import Distance, Freespace, Ground, Polygon
+from perception.freespace import Distance, Freespace, Ground, Polygon, Width
 from perception.metres import FREE, OCCUPIED, UNKNOWN, Metres, Rulers
 from perception.node import process
 
@@ -75,6 +75,7 @@ class TestScene:
         step = round(0.3 / 0.0175) * 0.0175
         assert range_at(ground, step) == pytest.approx(3 / math.sin(step), abs=0.01)
         assert [(w.right_m, w.left_m) for w in ground.widths] == [pytest.approx((-3, 3), abs=0.01)] * 2 + [(0.0, 0.0)]
+        assert [(w.right_ends, w.left_ends) for w in ground.widths] == [(True, True)] * 2 + [(False, False)]
 
     def test_what_the_box_hides(self) -> None:
         ground = place([road(LEVEL, 30.0, BOX)])
@@ -129,6 +130,41 @@ class TestScene:
         assert ground.ahead.m == pytest.approx(BEGIN_M, abs=0.01)
         assert range_at(ground, 0.0) == pytest.approx(BEGIN_M, abs=0.01)
         assert all((w.right_m, w.left_m) == (0, 0) for w in ground.widths)
+
+    def test_a_width_says_what_is_not_seen_and_where_only_the_view_ends(self) -> None:
+        """At 3 m nothing is seen, at 5 m the picture's sides are 3.2 m away, at 45 m the range has ended."""
+        config = SETTINGS.model_copy(update={"widths_at_m": [3.0, 5.0, 20.0, 45.0]})
+        whole = seen(LEVEL, [(1.0, -60), (60, -60), (60, 4), (1, 4)])
+        below, near, far, beyond = place([whole], LEVEL, config).widths
+        for width in (below, beyond):
+            assert np.isnan([width.right_m, width.left_m, width.right_near_m, width.left_far_m]).all()
+            assert (width.right_ends, width.left_ends) == (False, False)
+        assert (near.right_m, near.left_m) == pytest.approx((-3.2, 3.2), abs=0.01)
+        assert (near.right_far_m, near.left_far_m) == (-math.inf, math.inf)
+        assert (near.right_ends, near.left_ends) == (False, False)
+        assert (far.right_m, far.left_m) == pytest.approx((-12.8, 4), abs=0.01)
+        assert (far.right_ends, far.left_ends) == (False, True)
+        assert 0 < far.left_near_m < 4 < far.left_far_m < math.inf
+
+    def test_nothing_free_on_ground_that_is_seen(self) -> None:
+        width = place([]).widths[0]
+        assert (width.right_m, width.left_m, width.left_near_m, width.left_far_m) == (0, 0, 0, math.inf)
+
+    @pytest.mark.parametrize("x", [6.0, 15.0])
+    def test_widths_lie_in_their_intervals(self, x: float) -> None:
+        """A road as a camera sees it whose pitch and yaw are not quite those it is taken to have, and with noise."""
+        rng, sigma = np.random.default_rng(1), {"pitch": 0.006, "yaw": 0.008, "height_m": 0.02}
+        config = SETTINGS.model_copy(update={"widths_at_m": [x], "pitch_sigma": 0.0, "pixel_sigma": 2 / 720})
+        taken = Metres(Camera(PINHOLE, Mount(1.5, pitch=0.1, sigma=sigma)), config)
+        held = []
+        for _ in range(80):
+            off = {name: rng.normal(0, s) for name, s in sigma.items()}
+            truly = Camera(PINHOLE, Mount(1.5 + off["height_m"], 0.1 + off["pitch"], yaw=off["yaw"]))
+            polygon = seen(truly, [(3.0, -3), (30, -3), (30, 2), (3, 2)])
+            moved = polygon.exterior + rng.normal(0, 2, 2)
+            (width,) = taken.place([replace(polygon, exterior=moved)])[1].widths
+            held += [width.left_near_m <= 2 <= width.left_far_m, width.right_far_m <= -3 <= width.right_near_m]
+        assert np.mean(held) == pytest.approx(0.95, abs=0.045)
 
     def test_free_ground_behind_an_obstacle_does_not_count(self) -> None:
         ground = place([seen(LEVEL, [(10, -3), (20, -3), (20, 3), (10, 3)])])
@@ -375,15 +411,18 @@ class TestResult:
         assert ground is not None
         unseen = np.full_like(ground.scan.ranges_m, np.nan)
         scan = replace(ground.scan, ranges_m=unseen, near_m=unseen, far_m=unseen)
-        ground = replace(ground, scan=scan, ahead=Distance(9.0, 8.0, math.inf))
+        unknown, open_ended = Width(3.0, *[math.nan] * 6, False, False), Width(5.0, -3, 3, -2, -math.inf, 2, 4, False, True)  # type: ignore[arg-type]
+        ground = replace(ground, scan=scan, ahead=Distance(9.0, 8.0, math.inf), widths=[unknown, open_ended])
         again = Freespace.from_json(replace(self.result(), ground=ground).to_json()).ground
         assert again is not None
         assert again.ahead == ground.ahead
+        assert again.widths[1] == open_ended
+        assert str(again.widths[0]) == str(unknown)
         assert np.isnan([again.scan.ranges_m, again.scan.near_m, again.scan.far_m]).all()
 
     @pytest.mark.parametrize(
         ("part", "key", "value"),
-        [("ahead", "m", "far"), ("ahead", "near_m", [1]), ("widths", "left_m", "wide")],
+        [("ahead", "m", "far"), ("ahead", "near_m", [1]), ("widths", "left_m", "wide"), ("widths", "left_ends", 1)],
     )
     def test_a_line_with_something_else_for_a_number_is_refused(self, part: str, key: str, value: object) -> None:
         tree = json.loads(self.result().to_json())
