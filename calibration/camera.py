@@ -106,6 +106,10 @@ class Intrinsics:
         fx, fy, cx, cy, *bends = (value + by.get(name, 0.0) for name, value in zip(names, values, strict=True))
         return replace(self, fx=fx, fy=fy, cx=cx, cy=cy, distortion=tuple(bends))
 
+    def fits(self, size: tuple[int, int]) -> bool:
+        """Whether images of ``(width, height)`` may be resized ones of this camera: of its shape, but for a row or a column."""
+        return abs(size[0] * self.height - size[1] * self.width) <= max(self.width, self.height)
+
     def scales(self, size: tuple[int, int]) -> dict[str, float]:
         """How many times itself each parameter in pixels is in images resized to ``(width, height)``."""
         sx, sy = size[0] / self.width, size[1] / self.height

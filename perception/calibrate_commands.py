@@ -54,13 +54,20 @@ def ground(
     ] = None,
     lines: Annotated[Optional[str], typer.Option(help="Recording of a straight, level road with lane lines.")] = None,
     motion: Annotated[Optional[str], typer.Option(help="Recording of driving straight on.")] = None,
-    height: Annotated[Optional[float], typer.Option(help="Of the lens above the ground, metres.")] = None,
+    height: Annotated[
+        Optional[float], typer.Option(help="Of the lens above the ground, metres; for --lines and --motion.")
+    ] = None,
     roll: Annotated[Optional[float], typer.Option(help="Of the camera, radians; for --lines and --motion.")] = None,
-    position: Annotated[Optional[str], typer.Option(help="X,Y of the camera, metres ahead and left of base_link.")] = None,
+    position: Annotated[
+        Optional[str],
+        typer.Option(help="X,Y of the camera, metres ahead and left of base_link; for --lines, --motion, --board."),
+    ] = None,
     start: Annotated[float, typer.Option(help="Of a recording: begin at this media time, seconds.")] = 0.0,
     duration: Annotated[Optional[float], typer.Option(help="Of a recording: take this much, seconds.")] = None,
     every: Annotated[Optional[int], typer.Option(help="One frame of every N; 10 for --lines, else 1.", min=1)] = None,
-    image: Annotated[Optional[str], typer.Option(help="The picture that --points were read from, for --picture.")] = None,
+    image: Annotated[
+        Optional[str], typer.Option(help="The picture that --points were read from: its size, and for --picture.")
+    ] = None,
     picture: Annotated[Optional[Path], typer.Option(help="Check picture to write: horizon, grid, residuals (.png).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
 ) -> None:
@@ -68,7 +75,9 @@ def ground(
     from perception.calibrate_ground import ground_command
     from perception.capture import Selection
 
-    selection = Selection(start, duration, every or (10 if lines is not None else 1))
+    selection = None
+    if start or duration is not None or every is not None:
+        selection = Selection(start, duration, every or (10 if lines is not None else 1))
     shown = (points, board, size, square, board_at, lines, motion)
     ground_command(camera, out, *shown, height, roll, position, selection, image, picture, overwrite)
 

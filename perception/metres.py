@@ -239,7 +239,7 @@ class Rulers:
         """For this frame. Raises `BadInput`: it is of another shape than the calibrated ones."""
         if self._metres is None or self._metres.view.size != frame.size:
             k, size = self.camera.intrinsics, frame.size
-            if abs(size[0] * k.height - size[1] * k.width) > max(k.width, k.height):  # a row or a column more or less
+            if not k.fits(size):
                 raise BadInput(
                     f"{self.file}: made for frames of {k.width}x{k.height}, and these are {size[0]}x{size[1]}: another shape "
                     "needs another calibration"

@@ -668,6 +668,30 @@ class TestCommand:
         ground_command(camera, tmp_path / "car.yaml", board=str(file), size="9x6", square=0.12, board_at=place)
         np.testing.assert_allclose(pose_of(read_mounted(tmp_path / "car.yaml").mount), pose_of(mount), atol=0.01)
 
+    def test_pictures_of_another_size(self, camera: Path, tmp_path: Path) -> None:
+        """As 'run' takes them: points read from a picture of half the size, and a board seen at three quarters of it."""
+        half = LENSES[1].scaled((640, 360))
+        uv = pixels_from_ground(Camera(half, MOUNT), SEVEN)
+        lines = [f"- {{pixel: [{u}, {v}], ground: [{x}, {y}]}}" for (u, v), (x, y) in zip(uv, SEVEN, strict=True)]
+        (tmp_path / "points.yaml").write_text("\n".join(["points:", *lines]))
+        image = write_image(tmp_path / "parked.png", np.zeros((360, 640, 3), np.uint8))
+        ground_command(camera, tmp_path / "car.yaml", points=tmp_path / "points.yaml", image=str(image))
+        np.testing.assert_allclose(pose_of(read_mounted(tmp_path / "car.yaml").mount), pose_of(MOUNT), atol=1e-6)
+        mount, unsure = TestBoard.OVER_BOARD, replace(LENSES[1], sigma={"cy": 8.0})
+        write_camera(camera, unsure)
+        pitches = []
+        for size in ((960, 540), (1280, 720)):
+            picture = board_picture(Camera(LENSES[1].scaled(size), mount), (9, 6), 0.12, TestBoard.PLACE)
+            file, out = write_image(tmp_path / "board.png", picture), tmp_path / f"{size[0]}.yaml"
+            ground_command(camera, out, board=str(file), size="9x6", square=0.12)
+            read = read_mounted(out)
+            assert read.intrinsics == unsure
+            assert read.mount.covariance is not None
+            assert read.mount.covariance.sigma["cy"] == pytest.approx(8.0)
+            pitches.append((read.mount.pitch, read.mount.sigma["pitch"]))
+        assert pitches[0][0] == pytest.approx(pitches[1][0], abs=0.003)
+        assert pitches[0][1] == pytest.approx(pitches[1][1], rel=0.1)
+
     def test_motion_keeps_what_it_cannot_measure(self, tmp_path: Path) -> None:
         uri = "synthetic://straight?seconds=2&size=640x360"
         camera = scene_from_uri(uri).camera.intrinsics
@@ -685,7 +709,13 @@ class TestCommand:
             ({}, "give one of --points, --board, --lines, --motion"),
             ({"lines": "a", "motion": "b"}, "--lines and --motion"),
             ({"lines": "synthetic://straight"}, "need --height"),
-            ({"lines": "synthetic://straight?size=320x180", "height": 1.4}, "320x180.*calibrated at 1280x720"),
+            ({"lines": "synthetic://straight?size=320x200", "height": 1.4}, "320x200.*calibrated at 1280x720"),
+            ({"points": Path("x.yaml"), "height": 9.0}, "--height: --points has no use for that, only for --image"),
+            ({"points": Path("x.yaml"), "size": "3x3"}, "--size: --points"),
+            ({"points": Path("x.yaml"), "selection": Selection(5.0)}, "--start, --duration and --every: --points"),
+            ({"board": "x.png", "image": "x.png"}, "--image: --board"),
+            ({"motion": "x.mp4", "height": 1.4, "board_at": "1,2,3"}, "--board-at: --motion"),
+            ({"board": "x.png", "board_at": "1,2,3", "position": "1,2"}, "--position: .*--board-at"),
             ({"motion": "synthetic://straight", "height": -1.0}, "height_m must be positive"),
             ({"motion": "nowhere.mp4", "height": 1.0}, "nowhere.mp4"),
             ({"board": "board.png"}, "needs --size"),
