@@ -34,6 +34,7 @@ LANE_M = 0.1  # at most between the lines along which the way ahead of the vehic
 UNEVEN_M = 1.0  # a camera that sees one side of the way from so much farther on than the other does not see the way
 LIMIT_M = 0.1  # what ends so close to the view's end ends there
 PITCH_STEP = math.radians(0.02)  # the view is built anew when the pitch has moved so far: that takes some milliseconds
+GUESSED = {"pitch": 0.02, "roll": 0.02, "height_m": 0.05}  # standard deviations of what nobody measured, radians and metres
 UNKNOWN, FREE, OCCUPIED = -1, 0, 100  # of nav_msgs/OccupancyGrid
 
 
@@ -57,7 +58,8 @@ class Metres:
         mount = camera.mount
         nodding = {"pitch": config.pitch_sigma, "roll": config.pitch_sigma}
         pixel_px = config.pixel_sigma * camera.intrinsics.height
-        self._uncertainty = RangeUncertainty(camera, camera.uncertain.plus(nodding), pixel_px)
+        guessed = {name: sigma for name, sigma in GUESSED.items() if name not in camera.uncertain.names}
+        self._uncertainty = RangeUncertainty(camera, camera.uncertain.plus(guessed).plus(nodding), pixel_px)
         self._seen = Edges([ring for part in shapely.get_parts(self.view.seen) for ring in rings_of(part)])
         low, high = spans(self._seen, mount.yaw)
         behind = (high - low >= math.pi).any()  # all around, then

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from calibration.camera import Camera, Intrinsics, Mount
 from calibration.camera_file import write_camera
+from calibration.covariance import Covariance
 from calibration.ground import ground_from_pixels, pixels_from_ground
 from engine.base import Engine
 from perception import metres
@@ -153,7 +154,7 @@ class TestScene:
     @pytest.mark.parametrize("x", [6.0, 15.0])
     def test_widths_lie_in_their_intervals(self, x: float) -> None:
         """A road as a camera sees it whose pitch and yaw are not quite those it is taken to have, and with noise."""
-        rng, sigma = np.random.default_rng(1), {"pitch": 0.006, "yaw": 0.008, "height_m": 0.02}
+        rng, sigma = np.random.default_rng(1), {"pitch": 0.006, "roll": 0.0, "yaw": 0.008, "height_m": 0.02}
         config = SETTINGS.model_copy(update={"widths_at_m": [x], "pitch_sigma": 0.0, "pixel_sigma": 2 / 720})
         taken = Metres(Camera(PINHOLE, Mount(1.5, pitch=0.1, sigma=sigma)), config)
         held = []
@@ -248,6 +249,28 @@ class TestScene:
         ground = place([behind], camera)
         middle = ground.scan.ranges_m[len(ground.scan.ranges_m) // 2]
         assert middle == pytest.approx(20, abs=0.05)
+
+
+class TestHowSure:
+    """The way ahead's interval, by what is known of the mount."""
+
+    def spread(self, **sigma: float) -> float:
+        ahead = place([road(LEVEL, 15.0)], replace(LEVEL, mount=replace(LEVEL.mount, sigma=sigma))).ahead
+        assert ahead is not None
+        return ahead.far_m - ahead.near_m
+
+    def test_what_nobody_measured_is_not_certain(self) -> None:
+        certain = self.spread(pitch=0.0, roll=0.0, height_m=0.0)
+        assert self.spread() > self.spread(pitch=0.0, roll=0.0) > certain
+        assert self.spread() == pytest.approx(self.spread(pitch=0.02, roll=0.02, height_m=0.05))
+        assert self.spread(roll=0.0, height_m=0.0) > 2 * certain
+
+    def test_what_makes_up_for_each_other(self) -> None:
+        known = Covariance.of(("cy", "pitch"), [[400.0, 0.4], [0.4, 4e-4]]).plus({"roll": 0.0, "height_m": 0.0})
+        camera = replace(LEVEL, mount=replace(LEVEL.mount, covariance=known))
+        ahead = place([road(LEVEL, 15.0)], camera).ahead
+        assert ahead is not None
+        assert ahead.far_m - ahead.near_m < 1.05 * self.spread(pitch=0.0, roll=0.0, height_m=0.0)
 
 
 @st.composite
