@@ -67,7 +67,7 @@ def from_lines(intrinsics: Intrinsics, images: Iterable[Image], known: Mount) ->
     count, headings, reasons = 0, [], {"too few lines": 0, "a curve": 0, "a crest or dip": 0}
     for image in images:
         count += 1
-        found = line_heading(intrinsics, image, known)
+        found = line_heading(intrinsics, road_lines(image), known)
         if isinstance(found, Heading):
             headings.append(found)
         else:
@@ -88,15 +88,15 @@ def from_lines(intrinsics: Intrinsics, images: Iterable[Image], known: Mount) ->
     return replace(placed, assumed=assumed, remarks=remarks)
 
 
-def line_heading(intrinsics: Intrinsics, image: Image, known: Mount) -> Heading | str:
-    """Pitch and yaw in one image, or why there are none: ``too few lines``, ``a curve``, ``a crest or dip``.
+def line_heading(intrinsics: Intrinsics, ends: Array, known: Mount) -> Heading | str:
+    """Pitch and yaw from one image's `road_lines`, or why there are none: ``too few lines``, ``a curve``, ``a crest or dip``.
 
     Each line and the camera's centre span a plane, and the road's direction lies in all of them, whatever the lens (Barnard,
     "Interpreting perspective images", 1983). The direction that most of the lines' length agrees with, of all pairs of long
     lines, is made better by least squares, together with the road's curvature, sideways and upwards: where a road is bent,
     the tangents of its lines turn with the distance.
     """
-    lines = Lines(intrinsics, road_lines(image))
+    lines = Lines(intrinsics, ends)
     start = likeliest(lines, known.roll)
     if start is None:
         return "too few lines"

@@ -23,7 +23,7 @@ from calibration.extrinsics import find_corners, from_board, from_points, least_
 from calibration.ground import RangeUncertainty, ground_from_pixels, horizon, pixels_from_ground
 from calibration.motion import Pair, from_motion, travel
 from calibration.refinement import PitchRefiner
-from calibration.vanishing import Heading, angles_of, combine, forwards, from_lines, line_heading, median_and_sigma
+from calibration.vanishing import Heading, angles_of, combine, forwards, from_lines, line_heading, median_and_sigma, road_lines
 from perception.calibrate_ground import ground_command
 from perception.capture import Selection, open_source
 from perception.errors import BadInput
@@ -401,7 +401,7 @@ class TestLines:
     @lenses
     def test_a_drawn_road(self, lens: Intrinsics) -> None:
         camera = Camera(lens, replace(MOUNT, roll=0.03, x_m=0, y_m=0))
-        found = line_heading(lens, drawn_road(camera), replace(camera.mount, pitch=0, yaw=0))
+        found = line_heading(lens, road_lines(drawn_road(camera)), replace(camera.mount, pitch=0, yaw=0))
         assert isinstance(found, Heading)
         assert (found.pitch, found.yaw) == pytest.approx((0.06, -0.03), abs=math.radians(0.2))
 
