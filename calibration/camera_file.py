@@ -3,7 +3,7 @@ passes over, the mount on the vehicle and how sure each number is."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, model_validator
 from calibration.camera import COEFFICIENTS, PARAMETERS, POSE, Camera, DistortionModel, Intrinsics, Mount
 from calibration.covariance import Covariance
 from engine.files import write_whole
-from engine.settings import Section, read_settings
+from engine.settings import Section, parse_yaml, read_settings
 
 Matrix3 = Annotated[list[float], Field(min_length=9, max_length=9)]
 Deviation = Annotated[float, Field(ge=0)]
@@ -135,13 +135,21 @@ def read_mounted(path: Path) -> Camera:
     return Camera(intrinsics, mount)
 
 
-def write_camera(path: Path, intrinsics: Intrinsics, mount: Mount | None = None) -> None:
-    """Write the file, whole or not at all; `read_camera` reads the same numbers. Raises OSError."""
-    write_whole(path, to_yaml(intrinsics, mount).encode())
+def write_camera(
+    path: Path, intrinsics: Intrinsics, mount: Mount | None = None, others: Mapping[str, Any] | None = None
+) -> None:
+    """Write the file, whole or not at all; `read_camera` reads the same numbers. ``others`` as `to_yaml`. Raises OSError."""
+    write_whole(path, to_yaml(intrinsics, mount, others).encode())
 
 
-def to_yaml(intrinsics: Intrinsics, mount: Mount | None = None) -> str:
-    """The file's text."""
+def other_keys(path: Path) -> dict[str, Any]:
+    """What a camera file that `read_camera` reads holds beside: rectification and projection, and other programs' keys."""
+    tree = parse_yaml(path.read_text(encoding="utf-8"))
+    return {key: value for key, value in tree.items() if key not in CameraFile.model_fields}
+
+
+def to_yaml(intrinsics: Intrinsics, mount: Mount | None = None, others: Mapping[str, Any] | None = None) -> str:
+    """The file's text, with ``others`` (`other_keys`) as they were; without them no rectification is said."""
     k = intrinsics
     tree: dict[str, Any] = {
         "image_width": k.width,
@@ -153,6 +161,7 @@ def to_yaml(intrinsics: Intrinsics, mount: Mount | None = None) -> str:
         "rectification_matrix": matrix(3, 3, [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]),
         "projection_matrix": matrix(3, 4, [k.fx, 0.0, k.cx, 0.0, 0.0, k.fy, k.cy, 0.0, 0.0, 0.0, 1.0, 0.0]),
     }
+    tree |= others or {}
     if k.sigma:
         tree["sigma"] = {name: float(value) for name, value in k.sigma.items()}
     if k.covariance:

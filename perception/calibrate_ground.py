@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from calibration.camera import POSE, Camera, Intrinsics, Mount
-from calibration.camera_file import read_camera, write_camera
+from calibration.camera_file import other_keys, read_camera, write_camera
 from calibration.extrinsics import TAPE_SIGMA_M, Placement, find_corners, from_board, from_points, read_points
 from calibration.ground import horizon, pixels_from_ground
 from calibration.motion import from_motion
@@ -89,6 +89,7 @@ def ground_command(
         raise BadInput(f"{picture}: the check picture must be a .png or a .jpg")
     with mistakes(""):
         intrinsics, before = read_camera(camera)
+    others = other_keys(camera)
     lens, shown = intrinsics, None
     if points is not None:
         if image is not None:
@@ -128,7 +129,7 @@ def ground_command(
             raise FreespaceError(f"{picture}: the check picture cannot be encoded")
         write_whole(picture, data.tobytes())
     try:
-        write_camera(out, intrinsics, mount)
+        write_camera(out, intrinsics, mount, others)
     except OSError as error:
         raise FreespaceError(f"{out}: cannot be written: {error.strerror}") from error
     print(f"{out}: the camera with its mount")

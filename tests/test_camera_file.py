@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from calibration.camera import COEFFICIENTS, Intrinsics, Mount
-from calibration.camera_file import read_camera, read_mounted, to_yaml, write_camera
+from calibration.camera_file import other_keys, read_camera, read_mounted, to_yaml, write_camera
 from calibration.covariance import Covariance
+from engine.settings import parse_yaml
 
 finite = st.floats(-1e6, 1e6)
 positive = st.floats(1e-3, 1e6)
@@ -135,6 +136,15 @@ class TestRos:
         assert camera == Intrinsics(
             612.5, 613.25, 319.5, 239.5, 640, 480, "plumb_bob", (-0.25, 0.0625, 0.001, -0.0005, 0.0), "narrow_stereo"
         )
+
+    def test_what_else_it_holds_is_kept(self, tmp_path: Path) -> None:
+        file = write(tmp_path, ROS.replace("[1, 0, 0, 0, 1, 0, 0, 0, 1]", "[0.8, 0.6, 0, -0.6, 0.8, 0, 0, 0, 1]"))
+        before, (camera, _) = parse_yaml(file.read_text()), read_camera(file)
+        write_camera(tmp_path / "car.yaml", camera, Mount(1.4), other_keys(file))
+        after = yaml.safe_load((tmp_path / "car.yaml").read_text())
+        assert after.pop("mount")["height_m"] == 1.4
+        assert after == before
+        assert after["rectification_matrix"]["data"][0] == 0.8
 
     def test_fewer_coefficients_and_a_column_of_them(self, tmp_path: Path) -> None:
         text = ROS.replace(

@@ -407,7 +407,7 @@ class TestLines:
 
     def test_a_curve_gives_nothing(self) -> None:
         camera = Camera(PLAIN, Mount(1.45, pitch=0.06))
-        assert line_heading(PLAIN, drawn_road(camera, bend=1 / 200), camera.mount) == "a curve"
+        assert line_heading(PLAIN, road_lines(drawn_road(camera, bend=1 / 200)), camera.mount) == "a curve"
 
     @pytest.mark.parametrize("uri", ["straight", "traffic"])
     def test_a_rendered_drive(self, uri: str) -> None:
@@ -640,6 +640,14 @@ class TestCommand:
     def camera(self, tmp_path: Path) -> Path:
         write_camera(tmp_path / "camera.yaml", LENSES[1])
         return tmp_path / "camera.yaml"
+
+    def test_what_else_the_camera_file_holds_is_kept(self, camera: Path, tmp_path: Path) -> None:
+        camera.write_text(camera.read_text() + "binning: 2\n")
+        uv = pixels_from_ground(Camera(LENSES[1], MOUNT), SEVEN)
+        lines = [f"- {{pixel: [{u}, {v}], ground: [{x}, {y}]}}" for (u, v), (x, y) in zip(uv, SEVEN, strict=True)]
+        (tmp_path / "points.yaml").write_text("\n".join(["points:", *lines]))
+        ground_command(camera, tmp_path / "car.yaml", points=tmp_path / "points.yaml")
+        assert "binning: 2\n" in (tmp_path / "car.yaml").read_text()
 
     def test_points_give_a_file_a_table_and_a_picture(
         self, camera: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
