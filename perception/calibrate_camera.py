@@ -116,6 +116,8 @@ def calibrate_camera(
         view = outermost(result.fits).view
         write_whole(pictures / PREVIEW, png(undistortion_preview(board, view, collected.picture_of(view), result.intrinsics)))
     print(report(result, board, collected.views))
+    if any(fit.view.old_layout for fit in result.fits):
+        tell("the board is laid out as OpenCV before 4.6 drew it, its top left square white, and was read so")
     for warning in result.warnings:
         tell(warning)
     print(f"written: {', '.join(str(path) for path in outputs)}")

@@ -205,6 +205,19 @@ class TestDetection:
         if board.pattern == "charuco":  # whose corners have names
             assert np.hypot(*(view.pixels - truth[view.ids]).T).max() < 0.25
 
+    @pytest.mark.parametrize(("columns", "rows"), [(8, 6), (7, 6), (8, 5)])
+    @pytest.mark.parametrize("old", [False, True])
+    def test_boards_that_an_older_opencv_drew(self, columns: int, rows: int, old: bool) -> None:
+        board = Board("charuco", columns, rows, 0.03, 0.022)
+        drawn = cv2.aruco.CharucoBoard((columns, rows), 0.03, 0.022, board.markers)
+        drawn.setLegacyPattern(old)
+        picture = np.pad(drawn.generateImage((100 * columns, 100 * rows)), 80, constant_values=255)
+        view = detect(board, cv2.GaussianBlur(picture, (0, 0), 1.0))
+        assert len(view.ids) == board.count
+        assert view.old_layout == (old and rows % 2 == 0)
+        wanted = 100 * board.points[:, :2] / 0.03 + 180 - 0.5
+        np.testing.assert_allclose(view.pixels, wanted, atol=0.3)
+
     def test_part_of_a_charuco_board_is_enough(self) -> None:
         place = pose(0.2, 0.1, 0.0, np.array([0.5, 0.1, 1.0]), 0.35, CHARUCO)
         view = detect(CHARUCO, render("pinhole", CHARUCO, place))
