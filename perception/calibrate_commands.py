@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from perception.errors import BadInput
 from perception.options import Model, board_of
 from perception.signals import INTERRUPTED, stop_on_signal
 from perception.training_commands import DATA, SPLITS, failed_writes, training_extra
@@ -84,14 +85,21 @@ def ground(
 
 @app.command()
 def quantize(
-    frames: Annotated[list[str], typer.Argument(help="Videos, images or folders: some hundred frames like those to come.")],
-    out: Annotated[Path, typer.Option(help="Model file to write (.onnx).")],
+    sources: Annotated[
+        Optional[list[str]],
+        typer.Argument(help="Videos, images or folders: some hundred frames like those to come; with --frames the model."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Model file to write (.onnx).")] = ...,  # type: ignore[assignment]
     model: Model = None,
+    frames: Annotated[
+        Optional[list[str]], typer.Option(help="The same, where the model comes first: MODEL --frames ...")
+    ] = None,
     every: Annotated[int, typer.Option(help="Take one frame of every N.", min=1)] = 1,
     method: Annotated[str, typer.Option(help="minmax, percentile or entropy.")] = "minmax",
     activations: Annotated[str, typer.Option(help="uint8 (fastest on processors) or int8 (for TensorRT).")] = "uint8",
     keep: Annotated[
-        Optional[list[str]], typer.Option(help="Keep nodes with this in their name in float; the sensitive ones by default.")
+        Optional[list[str]],
+        typer.Option(help="Keep nodes with this in their name in float, or none; the sensitive ones by default."),
     ] = None,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Measure each layer in INT8 alone, worst first.")] = False,
     keep_worst: Annotated[Optional[int], typer.Option(help="Keep the N most sensitive layers in float.", min=0)] = None,
@@ -103,8 +111,16 @@ def quantize(
     """Turn a float model into an INT8 one; check it with 'evaluate' on labelled frames before you use it."""
     from perception.quantise import quantise_command
 
-    kept = tuple(keep or ())
-    quantise_command(frames, out, model, every, method, activations, kept, overwrite, sensitivity, keep_worst, lose)
+    shown, kept = list(sources or ()), tuple(keep or ())
+    if frames:
+        if len(shown) + bool(model) > 1:
+            raise BadInput(
+                f"with --frames one model, and nothing else: got {' and '.join([*shown, *([model] if model else [])])}"
+            )
+        shown, model = list(frames), shown[0] if shown else model
+    if not shown:
+        raise BadInput("no frames: give videos, images or folders, some hundred frames like those to come")
+    quantise_command(shown, out, model, every, method, activations, kept, overwrite, sensitivity, keep_worst, lose)
 
 
 @app.command()
