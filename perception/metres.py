@@ -138,7 +138,7 @@ class Metres:
                 for end, spread, there in zip((-right, left), spreads, seen, strict=True)
             ]
             (right_near, right_far), (left_near, left_far) = bounds
-            widths.append(Width(x, right, left, -right_near, -right_far, left_near, left_far, *seen))
+            widths.append(Width(x, right, left, 0.0 - right_near, -right_far, left_near, left_far, *seen))
         return widths
 
     def shortest_lane(self, edges: Edges) -> tuple[int, tuple[float, float]] | None:

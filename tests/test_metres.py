@@ -150,6 +150,7 @@ class TestScene:
     def test_nothing_free_on_ground_that_is_seen(self) -> None:
         width = place([]).widths[0]
         assert (width.right_m, width.left_m, width.left_near_m, width.left_far_m) == (0, 0, 0, math.inf)
+        assert str(width.right_near_m) == "0.0"
 
     @pytest.mark.parametrize("x", [6.0, 15.0])
     def test_widths_lie_in_their_intervals(self, x: float) -> None:
