@@ -93,8 +93,17 @@ class Board:
     @cached_property
     def charuco(self) -> cv2.aruco.CharucoDetector:
         """OpenCV's detector of this board."""
-        size = (self.columns, self.rows)
-        return cv2.aruco.CharucoDetector(cv2.aruco.CharucoBoard(size, self.square_m, self.marker_m or 0.0, self.markers))
+        return self.charuco_detector(False)
+
+    @cached_property
+    def old_charuco(self) -> cv2.aruco.CharucoDetector:
+        """Of the board that OpenCV before 4.6 drew: with an even number of rows its top left square is white."""
+        return self.charuco_detector(True)
+
+    def charuco_detector(self, old: bool) -> cv2.aruco.CharucoDetector:
+        board = cv2.aruco.CharucoBoard((self.columns, self.rows), self.square_m, self.marker_m or 0.0, self.markers)
+        board.setLegacyPattern(old)
+        return cv2.aruco.CharucoDetector(board)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +117,7 @@ class View:
         ids: int64 ``(n,)``: which corners they are, ascending.
         blur_px: of the board's edges, as the standard deviation of a Gaussian; NaN where it could not be measured.
         trouble: why the view cannot be used, a phrase; empty where it can.
+        old_layout: whether it is a ChArUco board as OpenCV before 4.6 drew it.
     """
 
     name: str
@@ -116,6 +126,7 @@ class View:
     ids: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     blur_px: float = float("nan")
     trouble: str = ""
+    old_layout: bool = False
 
 
 def detect(board: Board, image: Image, name: str = "", thorough: bool = True) -> View:
@@ -131,8 +142,11 @@ def detect(board: Board, image: Image, name: str = "", thorough: bool = True) ->
     """
     grey: Image = image if image.ndim == 2 else np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), np.uint8)
     view = View(name, (grey.shape[1], grey.shape[0]))
-    found = chessboard_corners(board, grey, thorough) if board.pattern == "chessboard" else charuco_corners(board, grey)
-    pixels, ids, seen = found
+    if board.pattern == "chessboard":
+        pixels, ids, seen = chessboard_corners(board, grey, thorough)
+    else:
+        (pixels, ids, seen), old = charuco_corners(board, grey)
+        view = replace(view, old_layout=old)
     if not len(ids):
         return replace(view, trouble=f"{seen} of {board.count} corners" if seen else "no board")
     view = replace(view, pixels=pixels, ids=ids)
@@ -202,15 +216,19 @@ def part_in_view(board: Board, grey: Image) -> int:
     return 0
 
 
-def charuco_corners(board: Board, grey: Image) -> Found:
-    """The corners in view and their ids; and how many these are."""
-    corners, ids, _, _ = board.charuco.detectBoard(grey)
+def charuco_corners(board: Board, grey: Image) -> tuple[Found, bool]:
+    """The corners in view, their ids, and how many these are; and whether the board is one of OpenCV before 4.6, which is
+    looked for where there are markers and no corners between them."""
+    corners, ids, _, markers = board.charuco.detectBoard(grey)
+    old = ids is None and markers is not None and board.rows % 2 == 0
+    if old:
+        corners, ids, _, _ = board.old_charuco.detectBoard(grey)
     if ids is None or not len(ids):
-        return np.empty((0, 2)), np.empty(0, np.int64), 0
+        return (np.empty((0, 2)), np.empty(0, np.int64), 0), False
     order = np.argsort(ids.ravel())
     known = ids.ravel()[order].astype(np.int64)
     pixels = corners.reshape(-1, 2)[order].astype(np.float64)
-    return refine(board, grey, pixels, known, min(0.25, board.free_part)), known, len(known)
+    return (refine(board, grey, pixels, known, min(0.25, board.free_part)), known, len(known)), old
 
 
 def in_a_line(points: ArrayLike) -> bool:

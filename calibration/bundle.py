@@ -12,15 +12,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.camera import DistortionModel, Intrinsics
+from calibration.camera import Intrinsics
 
 Array = NDArray[np.float64]
 
-PARAMETERS: dict[DistortionModel, tuple[str, ...]] = {
-    "plumb_bob": ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3"),
-    "rational_polynomial": ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"),
-    "equidistant": ("fx", "fy", "cx", "cy", "k1", "k2", "k3", "k4"),
-}
 STEP = 1e-6  # of a parameter, for the difference that stands for a derivative
 ROUNDS = 60  # of Levenberg's and Marquardt's method at most
 DONE = 1e-6  # relative: a round that gains less is the last

@@ -7,7 +7,7 @@ forward. ``base_link`` (REP-103): x forward, y left, z up, its origin on the gro
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, get_args
@@ -16,10 +16,19 @@ import numpy as np
 from numpy.polynomial import Polynomial
 from numpy.typing import ArrayLike, NDArray
 
+from calibration.covariance import Covariance
+
 Array = NDArray[np.float64]
 DistortionModel = Literal["plumb_bob", "rational_polynomial", "equidistant"]
 
-COEFFICIENTS: dict[DistortionModel, int] = {"plumb_bob": 5, "rational_polynomial": 8, "equidistant": 4}
+PARAMETERS: dict[DistortionModel, tuple[str, ...]] = {
+    "plumb_bob": ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3"),
+    "rational_polynomial": ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"),
+    "equidistant": ("fx", "fy", "cx", "cy", "k1", "k2", "k3", "k4"),
+}
+COEFFICIENTS = {model: len(names) - 4 for model, names in PARAMETERS.items()}
+PINHOLE = ("fx", "fy", "cx", "cy")
+POSE = ("height_m", "pitch", "roll", "yaw", "x_m", "y_m")  # what of a mount can be estimated, in this order
 FOLD_MARGIN = 0.995  # of the radius at which a distortion folds back: its inverse is steep there
 WIDEST = math.radians(80.0)  # off the optical axis: beyond it a pixel says little about a direction
 ROUNDS = 25  # of Newton's method at most; it ends when nothing moves any more, mostly after three
@@ -39,6 +48,7 @@ class Intrinsics:
         name: of the camera.
         sigma: standard deviation of each parameter by its name, as far as it is known; ``reprojection_px``, the RMS
             distance between seen and projected corners, too.
+        covariance: of the parameters' errors, by the names in `PARAMETERS`; None where only ``sigma`` is known.
 
     Raises:
         ValueError: a focal length or the image size is not positive, or the coefficients do not fit the model.
@@ -54,6 +64,7 @@ class Intrinsics:
     distortion: tuple[float, ...] = ()
     name: str = "camera"
     sigma: Mapping[str, float] = field(default_factory=dict, hash=False)
+    covariance: Covariance | None = None
 
     def __post_init__(self) -> None:
         for name in ("fx", "fy", "width", "height"):
@@ -80,10 +91,34 @@ class Intrinsics:
         """Whether straight lines are bent in the image."""
         return any(self.distortion) or self.distortion_model == "equidistant"
 
+    @property
+    def uncertain(self) -> Covariance:
+        """Of the parameters' errors; without ``covariance`` of focal lengths and principal point, as if independent."""
+        if self.covariance is not None:
+            return self.covariance
+        return Covariance.independent({name: self.sigma[name] for name in PINHOLE if self.sigma.get(name)})
+
+    def moved(self, by: Mapping[str, float]) -> Intrinsics:
+        """With these added to the parameters, by the names in `PARAMETERS`; other names count for nothing. Raises ValueError as
+        the class."""
+        names = PARAMETERS[self.distortion_model]
+        values = (self.fx, self.fy, self.cx, self.cy, *self.distortion)
+        fx, fy, cx, cy, *bends = (value + by.get(name, 0.0) for name, value in zip(names, values, strict=True))
+        return replace(self, fx=fx, fy=fy, cx=cx, cy=cy, distortion=tuple(bends))
+
+    def fits(self, size: tuple[int, int]) -> bool:
+        """Whether images of ``(width, height)`` may be resized ones of this camera: of its shape, but for a row or a column."""
+        return abs(size[0] * self.height - size[1] * self.width) <= max(self.width, self.height)
+
+    def scales(self, size: tuple[int, int]) -> dict[str, float]:
+        """How many times itself each parameter in pixels is in images resized to ``(width, height)``."""
+        sx, sy = size[0] / self.width, size[1] / self.height
+        return {"fx": sx, "cx": sx, "fy": sy, "cy": sy, "reprojection_px": math.sqrt(sx * sy)}
+
     def scaled(self, size: tuple[int, int]) -> Intrinsics:
         """The same camera for images resized to ``(width, height)``; half a pixel stays half a pixel."""
-        sx, sy = size[0] / self.width, size[1] / self.height
-        scale = {"fx": sx, "cx": sx, "fy": sy, "cy": sy, "reprojection_px": math.sqrt(sx * sy)}
+        scale = self.scales(size)
+        sx, sy = scale["fx"], scale["fy"]
         return replace(
             self,
             fx=self.fx * sx,
@@ -93,6 +128,7 @@ class Intrinsics:
             width=size[0],
             height=size[1],
             sigma={name: value * scale.get(name, 1.0) for name, value in self.sigma.items()},
+            covariance=self.covariance and self.covariance.scaled(scale),
         )
 
     def project(self, points: ArrayLike) -> Array:
@@ -256,6 +292,8 @@ class Mount:
         x_m, y_m: of the optical centre ahead of and left of base_link's origin, metres.
         frame_id: the name of base_link.
         sigma: standard deviation of each of these by its name, as far as it is known.
+        covariance: of the errors of these together with those of the intrinsics that it was calibrated with, by their names;
+            None where only ``sigma`` is known.
 
     Raises:
         ValueError: the height is not positive, the pitch is beyond a quarter turn, or something is no number.
@@ -269,6 +307,7 @@ class Mount:
     y_m: float = 0.0
     frame_id: str = "base_link"
     sigma: Mapping[str, float] = field(default_factory=dict, hash=False)
+    covariance: Covariance | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.height_m) and self.height_m > 0):
@@ -282,17 +321,14 @@ class Mount:
     @cached_property
     def base_from_camera(self) -> Array:
         """float64 ``(4, 4)``: homogeneous transform from the camera's optical frame to ``base_link``."""
-        cp, sp = math.cos(self.pitch), math.sin(self.pitch)
-        cr, sr = math.cos(self.roll), math.sin(self.roll)
-        cy, sy = math.cos(self.yaw), math.sin(self.yaw)
-        yaw = np.array([[cy, -sy, 0.0], [sy, cy, 0.0], [0.0, 0.0, 1.0]])
-        pitch = np.array([[cp, 0.0, sp], [0.0, 1.0, 0.0], [-sp, 0.0, cp]])
-        roll = np.array([[1.0, 0.0, 0.0], [0.0, cr, -sr], [0.0, sr, cr]])
-        optical = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])  # columns: right, down, forward
-        transform = np.eye(4)
-        transform[:3, :3] = yaw @ pitch @ roll @ optical
-        transform[:3, 3] = self.x_m, self.y_m, self.height_m
-        return transform
+        return pose_matrix(**{name: getattr(self, name) for name in POSE})
+
+    def only(self, names: Sequence[str]) -> Mount:
+        """The same mount with nothing known of how sure other attributes than these are."""
+        sigma = {name: self.sigma[name] for name in names if name in self.sigma}
+        known = self.covariance
+        kept = known and known.only([name for name in known.names if name in names or name not in POSE])
+        return replace(self, sigma=sigma, covariance=kept)
 
     @classmethod
     def from_transform(cls, base_from_camera: ArrayLike, **others: object) -> Mount:
@@ -311,6 +347,30 @@ class Mount:
         )
 
 
+def pose_matrix(height_m: float, pitch: float, roll: float, yaw: float, x_m: float, y_m: float) -> Array:
+    """`Mount.base_from_camera` of a mount with these attributes, float64 ``(4, 4)``."""
+    cp, sp = math.cos(pitch), math.sin(pitch)
+    cr, sr = math.cos(roll), math.sin(roll)
+    cy, sy = math.cos(yaw), math.sin(yaw)
+    about_z = np.array([[cy, -sy, 0.0], [sy, cy, 0.0], [0.0, 0.0, 1.0]])
+    about_y = np.array([[cp, 0.0, sp], [0.0, 1.0, 0.0], [-sp, 0.0, cp]])
+    about_x = np.array([[1.0, 0.0, 0.0], [0.0, cr, -sr], [0.0, sr, cr]])
+    optical = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])  # columns: right, down, forward
+    transform = np.eye(4)
+    transform[:3, :3] = about_z @ about_y @ about_x @ optical
+    transform[:3, 3] = x_m, y_m, height_m
+    return transform
+
+
+def inverse_of(transform: Array) -> Array:
+    """float64 ``(4, 4)``: of a rigid motion."""
+    rotation = transform[:3, :3].T
+    inverse = np.eye(4)
+    inverse[:3, :3] = rotation
+    inverse[:3, 3] = -rotation @ transform[:3, 3]
+    return inverse
+
+
 @dataclass(frozen=True)
 class Camera:
     """A camera on a vehicle."""
@@ -321,12 +381,30 @@ class Camera:
     @cached_property
     def camera_from_base(self) -> Array:
         """float64 ``(4, 4)``: the inverse of ``mount.base_from_camera``."""
-        base_from_camera = self.mount.base_from_camera
-        rotation = base_from_camera[:3, :3].T
-        inverse = np.eye(4)
-        inverse[:3, :3] = rotation
-        inverse[:3, 3] = -rotation @ base_from_camera[:3, 3]
-        return inverse
+        return inverse_of(self.mount.base_from_camera)
+
+    @property
+    def uncertain(self) -> Covariance:
+        """Of the errors of the mount and, where it is known how they go together, the intrinsics."""
+        return self.mount.covariance or Covariance.independent(self.mount.sigma)
+
+    def scaled(self, size: tuple[int, int]) -> Camera:
+        """The same camera for images resized to ``(width, height)``, also in what the mount says of the intrinsics."""
+        known = self.mount.covariance
+        covariance = known and known.scaled(self.intrinsics.scales(size))
+        return Camera(self.intrinsics.scaled(size), replace(self.mount, covariance=covariance))
+
+    def measured(self, names: Sequence[str], slopes: ArrayLike, noise: ArrayLike) -> Mount:
+        """The mount with another uncertainty: of attributes that were found in the image by means of these intrinsics.
+
+        Args:
+            names: of the attributes.
+            slopes: ``(len(names), n)``: how they change with the n parameters of ``intrinsics.uncertain``.
+            noise: ``(len(names), len(names))``: covariance of what does not come from the intrinsics.
+        """
+        lens = self.intrinsics.uncertain
+        joint = self.uncertain.beside(lens).measured(names, lens.names, slopes, noise)
+        return replace(self.mount, sigma={n: s for n, s in joint.sigma.items() if n in POSE}, covariance=joint)
 
     def project(self, points_base: ArrayLike) -> Array:
         """Pixels of points in ``base_link``: ``(N, 3)`` metres to float64 ``(N, 2)``; NaN as `Intrinsics.project`."""

@@ -3,15 +3,17 @@ passes over, the mount on the vehicle and how sure each number is."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import ConfigDict, Field, model_validator
 
-from calibration.camera import COEFFICIENTS, Camera, DistortionModel, Intrinsics, Mount
+from calibration.camera import COEFFICIENTS, PARAMETERS, POSE, Camera, DistortionModel, Intrinsics, Mount
+from calibration.covariance import Covariance
 from engine.files import write_whole
-from engine.settings import Section, read_settings
+from engine.settings import Section, parse_yaml, read_settings
 
 Matrix3 = Annotated[list[float], Field(min_length=9, max_length=9)]
 Deviation = Annotated[float, Field(ge=0)]
@@ -32,6 +34,25 @@ class Matrix(Section):
         return self
 
 
+class CovarianceSection(Section):
+    """`calibration.covariance.Covariance`: names, and the matrix row by row."""
+
+    names: list[str]
+    data: list[float]
+
+    @model_validator(mode="after")
+    def check(self) -> CovarianceSection:
+        self.value  # noqa: B018 - raises what is wrong
+        return self
+
+    @property
+    def value(self) -> Covariance:
+        count = len(self.names)
+        if len(self.data) != count**2:
+            raise ValueError(f"{count} names need {count**2} numbers in data, got {len(self.data)}")
+        return Covariance(tuple(self.names), tuple(tuple(self.data[i * count : (i + 1) * count]) for i in range(count)))
+
+
 class MountSection(Section):
     """`calibration.camera.Mount`."""
 
@@ -43,6 +64,7 @@ class MountSection(Section):
     x_m: float = 0.0
     y_m: float = 0.0
     sigma: dict[MountKey, Deviation] = Field(default_factory=dict)
+    covariance: CovarianceSection | None = None
 
 
 class CameraFile(Section):
@@ -58,6 +80,7 @@ class CameraFile(Section):
     distortion_coefficients: Matrix
     mount: MountSection | None = None
     sigma: dict[str, Deviation] = Field(default_factory=dict)
+    covariance: CovarianceSection | None = None
 
 
 def read_camera(path: Path) -> tuple[Intrinsics, Mount | None]:
@@ -79,18 +102,29 @@ def read_camera(path: Path) -> tuple[Intrinsics, Mount | None]:
         raise ValueError(
             f"{path}: distortion_coefficients.data: {model} has {COEFFICIENTS[model]} coefficients, got {len(coefficients)}"
         )
+    known = covariance_of(tree.covariance, PARAMETERS[model], f"{path}: covariance.names")
     try:
         intrinsics = Intrinsics(
-            fx, fy, cx, cy, tree.image_width, tree.image_height, model, tuple(coefficients), tree.camera_name, tree.sigma
+            fx, fy, cx, cy, tree.image_width, tree.image_height, model, tuple(coefficients), tree.camera_name, tree.sigma, known
         )
     except ValueError as error:
         raise ValueError(f"{path}: camera_matrix.data: {error}") from error
     if tree.mount is None:
         return intrinsics, None
+    known = covariance_of(tree.mount.covariance, (*POSE, *PARAMETERS[model]), f"{path}: mount.covariance.names")
     try:
-        return intrinsics, Mount(**tree.mount.model_dump())
+        return intrinsics, Mount(**tree.mount.model_dump(exclude={"covariance"}), covariance=known)
     except ValueError as error:
         raise ValueError(f"{path}: mount: {error}") from error
+
+
+def covariance_of(section: CovarianceSection | None, names: Sequence[str], where: str) -> Covariance | None:
+    """Raises ValueError: it speaks of something else than ``names``."""
+    if section is None:
+        return None
+    if others := [name for name in section.names if name not in names]:
+        raise ValueError(f"{where}: {others[0]!r} is none of {', '.join(names)}")
+    return section.value
 
 
 def read_mounted(path: Path) -> Camera:
@@ -101,13 +135,21 @@ def read_mounted(path: Path) -> Camera:
     return Camera(intrinsics, mount)
 
 
-def write_camera(path: Path, intrinsics: Intrinsics, mount: Mount | None = None) -> None:
-    """Write the file, whole or not at all; `read_camera` reads the same numbers. Raises OSError."""
-    write_whole(path, to_yaml(intrinsics, mount).encode())
+def write_camera(
+    path: Path, intrinsics: Intrinsics, mount: Mount | None = None, others: Mapping[str, Any] | None = None
+) -> None:
+    """Write the file, whole or not at all; `read_camera` reads the same numbers. ``others`` as `to_yaml`. Raises OSError."""
+    write_whole(path, to_yaml(intrinsics, mount, others).encode())
 
 
-def to_yaml(intrinsics: Intrinsics, mount: Mount | None = None) -> str:
-    """The file's text."""
+def other_keys(path: Path) -> dict[str, Any]:
+    """What a camera file that `read_camera` reads holds beside: rectification and projection, and other programs' keys."""
+    tree = parse_yaml(path.read_text(encoding="utf-8"))
+    return {key: value for key, value in tree.items() if key not in CameraFile.model_fields}
+
+
+def to_yaml(intrinsics: Intrinsics, mount: Mount | None = None, others: Mapping[str, Any] | None = None) -> str:
+    """The file's text, with ``others`` (`other_keys`) as they were; without them no rectification is said."""
     k = intrinsics
     tree: dict[str, Any] = {
         "image_width": k.width,
@@ -119,15 +161,24 @@ def to_yaml(intrinsics: Intrinsics, mount: Mount | None = None) -> str:
         "rectification_matrix": matrix(3, 3, [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]),
         "projection_matrix": matrix(3, 4, [k.fx, 0.0, k.cx, 0.0, 0.0, k.fy, k.cy, 0.0, 0.0, 0.0, 1.0, 0.0]),
     }
+    tree |= others or {}
     if k.sigma:
         tree["sigma"] = {name: float(value) for name, value in k.sigma.items()}
+    if k.covariance:
+        tree["covariance"] = covariance_tree(k.covariance)
     if mount:
         tree["mount"] = {
             "frame_id": mount.frame_id,
-            **{name: float(getattr(mount, name)) for name in ("height_m", "pitch", "roll", "yaw", "x_m", "y_m")},
+            **{name: float(getattr(mount, name)) for name in POSE},
             "sigma": {name: float(value) for name, value in mount.sigma.items()},
         }
+        if mount.covariance:
+            tree["mount"]["covariance"] = covariance_tree(mount.covariance)
     return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=120)
+
+
+def covariance_tree(known: Covariance) -> dict[str, Any]:
+    return {"names": list(known.names), "data": [value for row in known.rows for value in row]}
 
 
 def matrix(rows: int, cols: int, data: list[float]) -> dict[str, Any]:

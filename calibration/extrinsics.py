@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -14,14 +13,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
-from calibration.camera import Camera, Intrinsics, Mount
+from calibration.boards import Board, refine
+from calibration.camera import POSE, Camera, Intrinsics, Mount
+from calibration.covariance import slopes
 from calibration.ground import pixels_from_ground
 from engine.settings import Section, read_settings
 
 Array = NDArray[np.float64]
 Image = NDArray[np.uint8]
 
-POSE = ("height_m", "pitch", "roll", "yaw", "x_m", "y_m")  # the attributes of `Mount` that are estimated, in this order
 PIXEL_SIGMA = 0.7  # of a point that a person clicked, pixels along each axis
 TAPE_SIGMA_M = 0.01  # of a point that was measured with a tape
 FREE = 12  # numbers more than unknowns, from which on the residuals alone say how good the points are
@@ -29,6 +29,10 @@ OUTLYING = 4.0  # standard deviations
 SUSPICIOUS = 9.0  # a fall of the sum of squares without a point that makes it worth a closer look: one good point in a hundred
 SUSPECTS = 3
 MISFIT = 3.0  # times the standard deviation that was said: then something is wrong
+NARROW = 1 / 50  # of their length: points in a narrower strip lie on one line
+GROSS_MISFIT = 10.0  # and then it is not worth writing down
+ROLLED = math.radians(20.0)  # cameras are hardly ever mounted so aslant,
+STEEP = math.radians(75.0)  # or look so straight down
 AMBIGUOUS = 9.0  # another pose whose sum of squares is greater by no more than this cannot be told apart
 
 
@@ -105,7 +109,8 @@ def from_points(
         drop: whether to look for outlying points.
 
     Raises:
-        ValueError: fewer than four points, points on one line, a point that the lens does not see, or no pose from above.
+        ValueError: fewer than four points, points on one line, a point that the lens does not see, no pose from above, or
+            points more than ten times as far off as they should be.
     """
     uv, xy = (np.asarray(values, np.float64).reshape(-1, 2) for values in (pixels, ground))
     check_points(intrinsics, uv, xy)
@@ -131,12 +136,20 @@ def from_points(
     if best.ambiguous:
         remarks.append("another pose fits almost as well: spread the points, nearer and farther")
     if (times := math.sqrt(best.scatter)) > MISFIT:
-        remarks.append(
+        said = (
             f"the points lie {times:.0f} times as far from where the mount puts them as their exactness allows: "
             "are pixels, places and the camera's file right?"
         )
-    spread = np.sqrt(np.diag(best.covariance) + camera_variance(intrinsics, lambda k: refine(k, best, uv[kept], xy[kept])))
-    mount = replace(best.camera.mount, sigma=dict(zip(POSE, spread.tolist(), strict=True)))
+        if times > GROSS_MISFIT:
+            raise ValueError(said)
+        remarks.append(said)
+    pitch, roll = best.camera.mount.pitch, best.camera.mount.roll
+    if abs(roll) > ROLLED or abs(pitch) > STEEP:
+        remarks.append(
+            f"the camera looks down by {math.degrees(pitch):.0f} degrees and is rolled by {math.degrees(roll):.0f}: is that "
+            "so, and does all of this lie on the ground?"
+        )
+    mount = best.camera.measured(POSE, by_intrinsics(best, uv[kept], xy[kept]), best.covariance)
     expected = pixels_from_ground(best.camera, xy[kept])
     return Placement(
         mount, rms(uv[kept] - expected), "the ground under the points and the vehicle is one plane", remarks, uv[kept], expected
@@ -156,8 +169,10 @@ def check_points(intrinsics: Intrinsics, uv: Array, xy: Array) -> None:
             f"point {lost[0] + 1}: the camera's distortion gives this pixel no direction; take one nearer the centre"
         )
     wide, narrow = np.linalg.svd(xy - xy.mean(axis=0), compute_uv=False)
-    if narrow < 0.02 * wide:
-        raise ValueError("the points lie on one line; put some of them beside it, by a fifth of its length or more")
+    if narrow < NARROW * wide:
+        raise ValueError(
+            "the points lie on one line; put some of them beside it: a fiftieth of its length is the least, a fifth good"
+        )
 
 
 @dataclass(frozen=True)
@@ -167,12 +182,14 @@ class Fit:
     Attributes:
         camera: with the pose.
         residuals, jacobian: ``(2 N,)``, ``(2 N, 6)``: what remains, in standard deviations, and how it changes with `POSE`.
+        weights: ``(N, 2, 2)``: what made them of pixels (`weigh`).
         ambiguous: whether another pose does almost as well.
     """
 
     camera: Camera
     residuals: Array
     jacobian: Array
+    weights: Array
     ambiguous: bool
 
     @property
@@ -198,14 +215,14 @@ class Fit:
 
 def fit_pose(intrinsics: Intrinsics, uv: Array, xy: Array, pixel_sigma: float, tape_sigma_m: float) -> Fit:
     """The pose that fits best. Raises ValueError: there is none above the ground."""
-    found: list[tuple[float, Array, Callable[[Array], Array]]] = []
+    found: list[tuple[float, Array, Array]] = []
     for start in start_poses(intrinsics, uv, xy):
         weights = weigh(Camera(intrinsics, start), xy, pixel_sigma, tape_sigma_m)
         if np.isfinite(weights).all():
             residuals = partial_residuals(intrinsics, uv, xy, weights)
             pose, cost = least_squares(residuals, pose_of(start))
             if math.isfinite(cost):
-                found.append((cost, pose, residuals))
+                found.append((cost, pose, weights))
     if not found:
         raise ValueError(
             "no camera above the ground sees the points like this: are left and right exchanged (y grows to the left), "
@@ -214,12 +231,13 @@ def fit_pose(intrinsics: Intrinsics, uv: Array, xy: Array, pixel_sigma: float, t
     least = min(cost for cost, _, _ in found)
     scatter = least / (2 * len(uv) - len(POSE))
     rivals = [one for one in found if one[0] - least <= AMBIGUOUS * max(1.0, scatter)]
-    _, pose, residuals = min(rivals, key=lambda one: abs(one[1][POSE.index("roll")]))
+    _, pose, weights = min(rivals, key=lambda one: abs(one[1][POSE.index("roll")]))
     ambiguous = any(np.abs(other[1] - pose).max() > 1e-3 for other in rivals)
+    residuals = partial_residuals(intrinsics, uv, xy, weights)
     jacobian = jacobian_of(residuals, pose)
     if np.linalg.cond(jacobian) > 1e7:
         raise ValueError("the points do not determine a pose: spread them, no three of four on one line")
-    return Fit(Camera(intrinsics, mount_of(pose)), residuals(pose), jacobian, ambiguous)
+    return Fit(Camera(intrinsics, mount_of(pose)), residuals(pose), jacobian, weights, ambiguous)
 
 
 def start_poses(intrinsics: Intrinsics, uv: Array, xy: Array) -> list[Mount]:
@@ -269,23 +287,14 @@ def partial_residuals(intrinsics: Intrinsics, uv: Array, xy: Array, weights: Arr
     return residuals
 
 
-def refine(intrinsics: Intrinsics, fit: Fit, uv: Array, xy: Array) -> Array:
-    """The pose with other intrinsics, from where it was."""
-    weights = np.broadcast_to(np.eye(2), (len(uv), 2, 2))
-    return least_squares(partial_residuals(intrinsics, uv, xy, weights), pose_of(fit.camera.mount))[0]
+def by_intrinsics(fit: Fit, uv: Array, xy: Array) -> Array:
+    """float64 ``(6, n)``: how the pose that fits best changes with the n parameters of ``intrinsics.uncertain``.
 
-
-def camera_variance(intrinsics: Intrinsics, solve: Callable[[Intrinsics], Array]) -> Array:
-    """What the uncertainty of focal lengths and principal point adds to the variances of what ``solve`` finds with them.
-
-    Each is moved by its standard deviation (``intrinsics.sigma``) in turn; that they are correlated is left aside.
+    The implicit function of a least-squares fit, to first order: the step that makes up for what a change does.
     """
-    base = solve(intrinsics)
-    total = np.zeros_like(base)
-    for name in ("fx", "fy", "cx", "cy"):
-        if sigma := intrinsics.sigma.get(name):
-            total += (solve(replace(intrinsics, **{name: getattr(intrinsics, name) + sigma})) - base) ** 2
-    return total
+    k, pose = fit.camera.intrinsics, pose_of(fit.camera.mount)
+    changes = slopes(lambda by: partial_residuals(k.moved(by), uv, xy, fit.weights)(pose), k.uncertain)
+    return np.asarray(-np.linalg.lstsq(fit.jacobian, changes, rcond=None)[0])
 
 
 def least_squares(residuals: Callable[[Array], Array], start: Array, rounds: int = 100) -> tuple[Array, float]:
@@ -329,12 +338,11 @@ def rms(off: Array) -> float:
 # A chessboard that lies on the ground
 
 
-def find_corners(image: Image, size: tuple[int, int]) -> Array:
+def find_corners(image: Image, board: Board) -> Array:
     """The inner corners of a chessboard, in the order in which OpenCV numbers them.
 
     Args:
         image: uint8 ``(H, W, 3)`` BGR or ``(H, W)``.
-        size: inner corners along and across.
 
     Returns:
         float64 ``(N, 2)`` pixels.
@@ -342,30 +350,23 @@ def find_corners(image: Image, size: tuple[int, int]) -> Array:
     Raises:
         ValueError: not all of the board is seen.
     """
-    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if image.ndim == 3 else image
+    grey = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), np.uint8) if image.ndim == 3 else image
     flags = cv2.CALIB_CB_EXHAUSTIVE | cv2.CALIB_CB_ACCURACY | cv2.CALIB_CB_NORMALIZE_IMAGE
-    found, corners = cv2.findChessboardCornersSB(grey, size, flags=flags)
+    found, corners = cv2.findChessboardCornersSB(grey, board.grid, flags=flags)
     if not found:
-        found, corners = cv2.findChessboardCorners(grey, size)
-        if found:
-            rows = np.asarray(corners, np.float64).reshape(size[1], size[0], 2)
-            gaps = [np.hypot(*(b - a).T).min() for lines in (rows, rows.transpose(1, 0, 2)) for a, b in pairwise(lines)]
-            window = max(2, int(min(gaps) / 3))  # smaller than a square, or the next corner draws it away
-            rule = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_MAX_ITER, 50, 1e-3)
-            corners = cv2.cornerSubPix(grey, corners, (window, window), (-1, -1), rule)
+        found, corners = cv2.findChessboardCorners(grey, board.grid)
     if not found:
         raise ValueError(
-            f"no chessboard with {size[0]} x {size[1]} inner corners is seen; all of it must be, sharp, with a white rim, "
-            "and its nearest squares no more than some four times as tall as its farthest"
+            f"no chessboard with {board.columns} x {board.rows} inner corners is seen; all of it must be, sharp, with a white "
+            "rim, and its nearest squares no more than some four times as tall as its farthest"
         )
-    return np.asarray(corners, np.float64).reshape(-1, 2)
+    return refine(board, grey, np.asarray(corners, np.float64).reshape(-1, 2), np.arange(board.count), 0.25)
 
 
 def from_board(
     intrinsics: Intrinsics,
     corners: ArrayLike,
-    size: tuple[int, int],
-    square_m: float,
+    board: Board,
     place: tuple[float, float, float] | None = None,
     position: tuple[float, float] | None = None,
 ) -> Placement:
@@ -376,24 +377,20 @@ def from_board(
 
     Args:
         corners: ``(N, 2)`` pixels, as `find_corners` gives them.
-        size: inner corners along and across.
-        square_m: a square's side, metres.
-        place: x and y of the board's middle, metres in ``base_link``, and the heading, radians, in which ``size[0]`` counts;
+        place: x and y of the board's middle, metres in ``base_link``, and the heading, radians, in which its columns count;
             a heading and its opposite mean the same.
         position: x and y of the camera, metres, where ``place`` is not given.
 
     Raises:
-        ValueError: sizes make no sense, or as `from_points`.
+        ValueError: there are more or fewer corners than the board has, or as `from_points`.
     """
-    uv = np.asarray(corners, np.float64).reshape(-1, 2)
-    if min(size) < 3 or not square_m > 0 or len(uv) != size[0] * size[1]:
-        raise ValueError(
-            f"a board of {size[0]} x {size[1]} inner corners with squares of {square_m:g} m has other than {len(uv)}"
-        )
+    uv, size = np.asarray(corners, np.float64).reshape(-1, 2), board.grid
+    if len(uv) != board.count:
+        raise ValueError(f"a board of {size[0]} x {size[1]} inner corners has {board.count} of them, and these are {len(uv)}")
     if place and size[0] == size[1]:
         raise ValueError("a board with as many corners along as across has no heading; take one of 9 x 6, or give no place")
     across, along = np.divmod(np.arange(len(uv)), size[0])
-    local = square_m * (np.stack([along, across], axis=1) - (np.array(size) - 1) / 2)
+    local = board.square_m * (np.stack([along, across], axis=1) - (np.array(size) - 1) / 2)
     grid = uv.reshape(size[1], size[0], 2)
     (ax, ay), (bx, by) = grid[0, -1] - grid[0, 0], grid[-1, 0] - grid[0, 0]
     if ax * by - ay * bx > 0:  # clockwise as seen from above, and y is to the left
@@ -401,8 +398,8 @@ def from_board(
     if place is None:
         placed = from_points(intrinsics, uv, local, tape_sigma_m=0.0, drop=False)
         x, y = position or (0.0, 0.0)
-        sigma = {name: placed.mount.sigma[name] for name in ("height_m", "pitch", "roll")}
-        mount = replace(placed.mount, yaw=0.0, x_m=x, y_m=y, sigma=sigma)
+        measured = placed.mount.only(("height_m", "pitch", "roll"))
+        mount = replace(measured, yaw=0.0, x_m=x, y_m=y)
         assumed = (
             f"the board lies flat on the vehicle's ground; the camera looks straight ahead (yaw 0), at x {x:g} m, y {y:g} m"
         )

@@ -10,12 +10,15 @@ import numpy as np
 import shapely
 from numpy.typing import ArrayLike, NDArray
 
-from calibration.camera import Camera
+from calibration.camera import POSE, Camera, Intrinsics, inverse_of, pose_matrix
+from calibration.covariance import STEP, Covariance
 
 Array = NDArray[np.float64]
 
 SEGMENT_PX = 12.0  # edges of polygons are bent by the distortion: piece by piece they stay within 0.05 pixels of it
 REGION_SEGMENT_PX = 3.0
+LEVEL_DIRECTIONS = 1441  # looked along for the horizon, a quarter of a degree apart all around
+SMALL = 1e-5  # radians: a difference over so much stands for a derivative
 CERTAIN = 1.959964  # standard deviations on either side that hold 95 % of a normal distribution
 
 
@@ -43,91 +46,143 @@ def pixels_from_ground(camera: Camera, points: ArrayLike) -> Array:
     Returns:
         float64 ``(N, 2)`` pixels (u, v), also outside the image; NaN for points not in front of the camera.
     """
-    xy = np.asarray(points, np.float64).reshape(-1, 2)
-    return camera.project(np.column_stack([xy, np.zeros(len(xy))]))
+    return project_ground(camera.intrinsics, camera.camera_from_base, np.asarray(points, np.float64).reshape(-1, 2))
+
+
+def project_ground(intrinsics: Intrinsics, camera_from_base: Array, xy: Array) -> Array:
+    """`pixels_from_ground` of a camera with this inverse pose."""
+    return intrinsics.project(xy @ camera_from_base[:3, :2].T + camera_from_base[:3, 3])
 
 
 def horizon(camera: Camera, columns: ArrayLike) -> Array:
     """The rows, float64 ``(N,)`` pixels, where the flat ground vanishes in the image columns ``(N,)``.
 
-    They may lie outside the image; NaN where the camera's distortion gives the horizon no pixel. Found by the secant method
-    from the straight line that the horizon would be without distortion.
+    They may lie outside the image; NaN where the horizon has no pixel in the column, of two the one that lies more nearly
+    ahead of the camera. Level directions have pixels whatever the distortion; between those left and right of a column the
+    one that falls on it is found by halving.
     """
-    u, k = np.asarray(columns, np.float64).reshape(-1), camera.intrinsics
-    across, down, ahead = camera.mount.base_from_camera[2, :3]
-    with np.errstate(all="ignore"):
-        v = k.cy - k.fy * (across * (u - k.cx) / k.fx + ahead) / down
-        before = v + 1.0
-        rises_before = camera.pixel_rays(np.stack([u, before], axis=1))[:, 2]
-        for _ in range(50):
-            rises = camera.pixel_rays(np.stack([u, v], axis=1))[:, 2]
-            step = np.where(rises == rises_before, 0.0, rises * (v - before) / (rises - rises_before))
-            before, rises_before, v = v, rises, v - step
-            if np.nanmax(np.abs(step), initial=0.0) < 1e-10:
-                break
-    return np.asarray(v)
+    u, k, mount = np.asarray(columns, np.float64).reshape(-1), camera.intrinsics, camera.mount
+    limit = k.limit if k.distortion_model == "equidistant" else math.atan(k.limit)
+    nearest = math.cos(limit) / max(math.cos(mount.pitch), 1e-12)  # cosine of the farthest heading still seen
+    if nearest >= 1:
+        return np.full(len(u), np.nan)
+    farthest = (1 - 1e-9) * math.acos(max(nearest, -1.0))
+
+    def pixels(headings: Array) -> Array:
+        bearings = mount.yaw + headings
+        level = np.stack([np.cos(bearings), np.sin(bearings), np.zeros(len(bearings))], axis=1)
+        return k.project(level @ mount.base_from_camera[:3, :3])
+
+    headings = np.linspace(-farthest, farthest, LEVEL_DIRECTIONS)
+    right = pixels(headings)[None, :, 0] >= u[:, None]
+    crossed = right[:, 1:] != right[:, :-1]
+    middles = np.abs(headings[1:] + headings[:-1])
+    at = np.argmin(np.where(crossed, middles, np.inf), axis=1)
+    low, high = headings[at], headings[at + 1]
+    right_of_low = right[np.arange(len(u)), at]
+    for _ in range(60):
+        middle = (low + high) / 2
+        same = (pixels(middle)[:, 0] >= u) == right_of_low
+        low, high = np.where(same, middle, low), np.where(same, high, middle)
+    return np.where(crossed.any(axis=1), pixels((low + high) / 2)[:, 1], np.nan)
 
 
-@dataclass(frozen=True)
-class RangeSigma:
-    """What makes a place on the ground uncertain, as standard deviations.
-
-    Attributes:
-        pixel_px: of a point in the image.
-        pitch, roll: of the camera against the road, radians: calibration and the vehicle's nodding together.
-        height_m: of the camera, metres.
-    """
-
-    pixel_px: float = 0.0
-    pitch: float = 0.0
-    roll: float = 0.0
-    height_m: float = 0.0
-
-
-def range_intervals(camera: Camera, points: ArrayLike, sigma: RangeSigma) -> Array:
-    """Between which ranges points on the ground lie with a probability of 95 %.
-
-    What is normally distributed is the angle under which the camera looks down at a point; the range is not, far away it is
-    lopsided. So the angle's interval is found, to first order, and then brought to the ground exactly.
+class RangeUncertainty:
+    """How sure ranges on the ground are that one camera measures.
 
     Args:
-        points: ``(N, 2)`` metres in ``base_link`` on the ground.
-
-    Returns:
-        float64 ``(N, 2)``: least and greatest range from ``base_link``'s origin, metres, on the ray from the camera through
-        the point; the greatest is infinite where the ray may miss the ground, or the camera does not see the point. NaN for
-        points that are none.
+        camera: as it is taken to be.
+        covariance: of the errors of its mount and intrinsics, by their names; those not named are taken for exact.
+        pixel_px: standard deviation of a point in the image along each axis, pixels.
     """
-    xy = np.asarray(points, np.float64).reshape(-1, 2)
-    mount, height = camera.mount, camera.mount.height_m
-    foot = np.array([mount.x_m, mount.y_m])
-    away = xy - foot
-    distance = np.maximum(np.hypot(*away.T), 1e-9)
-    direction = away / distance[:, None]
-    angle = np.arctan2(height, distance)
-    heading = np.arctan2(direction[:, 1], direction[:, 0]) - mount.yaw
-    # How far the point moves in the image as the angle grows.
-    small = 1e-5
-    nearer, farther = (
-        pixels_from_ground(camera, foot + direction * (height / np.tan(angle + d))[:, None]) for d in (small, -small)
-    )
-    pixels_per_radian = np.hypot(*(nearer - farther).T) / (2 * small)
-    spread = np.sqrt(
-        (sigma.pitch * np.cos(heading)) ** 2
-        + (sigma.roll * np.sin(heading)) ** 2
-        + (sigma.pixel_px / np.maximum(np.nan_to_num(pixels_per_radian), 1e-9)) ** 2
-        + (sigma.height_m * np.sin(2 * angle) / (2 * height)) ** 2
-    )
-    steep = np.minimum(angle + CERTAIN * spread, math.pi / 2)
-    flat = np.maximum(angle - CERTAIN * spread, 0.0)
-    with np.errstate(divide="ignore"):
-        first, last = height / np.tan(steep), height / np.tan(flat)  # from the camera's foot
-    # It passes the origin `passes` metres on, `beside` metres away; a camera may look back over it.
-    passes = -direction @ foot
-    beside = np.sqrt(np.maximum(foot @ foot - passes**2, 0.0))
-    least = np.hypot(np.clip(passes, first, last) - passes, beside)
-    greatest = np.maximum(np.hypot(first - passes, beside), np.hypot(last - passes, beside))
-    return np.stack([least, greatest], axis=1)
+
+    def __init__(self, camera: Camera, covariance: Covariance, pixel_px: float = 0.0) -> None:
+        self.camera, self.pixel_px = camera, pixel_px
+        k, pose = camera.intrinsics, {name: getattr(camera.mount, name) for name in POSE}
+
+        def moved(by: Array) -> tuple[Intrinsics, Array]:
+            off = dict(zip(covariance.names, by.tolist(), strict=True))
+            lens = k.moved(off) if any(name not in POSE for name in off) else k
+            return lens, inverse_of(pose_matrix(**{name: value + off.get(name, 0.0) for name, value in pose.items()}))
+
+        self._moved = [moved(STEP * source) for source in covariance.factor.T]
+
+    def intervals(self, points: ArrayLike) -> Array:
+        """Between which ranges points on the ground lie with a probability of 95 %: the first of `of`."""
+        return self.of(points)[0]
+
+    def of(self, points: ArrayLike) -> tuple[Array, Array]:
+        """How sure the places of points on the ground are.
+
+        What is normally distributed is the angle under which the camera looks down at a point; the range is not, far away it
+        is lopsided. So the angle's interval is found, to first order, and then brought to the ground exactly. What the image
+        says of a point stays where it is: how the point would move there for each independent source of error, and how for a
+        growing angle and bearing, say together by how much these are wrong.
+
+        Args:
+            points: ``(N, 2)`` metres in ``base_link`` on the ground.
+
+        Returns:
+            float64 ``(N, 2)``: least and greatest range from ``base_link``'s origin, metres, with a probability of 95 %, on
+            the ray from the camera through the point; the greatest is infinite where the ray may miss the ground, or the
+            camera does not see the point. float64 ``(N,)``: the standard deviation of the point's y to first order, metres;
+            infinite where the camera does not see it. NaN for points that are none.
+        """
+        xy = np.asarray(points, np.float64).reshape(-1, 2)
+        mount, height = self.camera.mount, self.camera.mount.height_m
+        foot = np.array([mount.x_m, mount.y_m])
+        offset = xy - foot
+        distance = np.maximum(np.hypot(*offset.T), 1e-9)
+        direction = offset / distance[:, None]
+        angle = np.arctan2(height, distance)
+        angles, bearings = self._errors(foot, direction, angle)
+        spread = spread_of(angles)
+        with np.errstate(invalid="ignore"):
+            away = -height / np.sin(angle) ** 2 * angles
+            sideways = spread_of(direction[:, 1] * away + direction[:, 0] * distance * bearings)
+        steep = np.minimum(angle + CERTAIN * spread, math.pi / 2)
+        flat = np.maximum(angle - CERTAIN * spread, 0.0)
+        with np.errstate(divide="ignore"):
+            first, last = height / np.tan(steep), height / np.tan(flat)  # from the camera's foot
+        # It passes the origin `passes` metres on, `beside` metres away; a camera may look back over it.
+        passes = -direction @ foot
+        beside = np.sqrt(np.maximum(foot @ foot - passes**2, 0.0))
+        least = np.hypot(np.clip(passes, first, last) - passes, beside)
+        greatest = np.maximum(np.hypot(first - passes, beside), np.hypot(last - passes, beside))
+        return np.stack([least, greatest], axis=1), sideways
+
+    def _errors(self, foot: Array, direction: Array, angle: Array) -> tuple[Array, Array]:
+        """``(k, N)`` each: by how much angles and bearings, radians, are wrong for one standard deviation of each independent
+        source of error; NaN where the camera does not see the point."""
+        height = self.camera.mount.height_m
+
+        def on_ground(angle: Array, direction: Array) -> Array:
+            return foot + direction * (height / np.tan(angle))[:, None]
+
+        aside = SMALL * np.stack([-direction[:, 1], direction[:, 0]], axis=1)
+        xy = on_ground(angle, direction)
+        around = [
+            xy,
+            on_ground(angle + SMALL, direction),
+            on_ground(angle - SMALL, direction),
+            on_ground(angle, direction + aside),
+            on_ground(angle, direction - aside),
+        ]
+        with np.errstate(all="ignore"):
+            at, *pixels = pixels_from_ground(self.camera, np.concatenate(around)).reshape(5, -1, 2)
+            (down_u, down_v), (side_u, side_v) = (((pixels[i] - pixels[i + 1]) / (2 * SMALL)).T for i in (0, 2))
+            moves = [np.full_like(at, unit) for unit in self.pixel_px * np.eye(2)]
+            moves += [(at - project_ground(lens, pose, xy)) / STEP for lens, pose in self._moved]
+            off_u, off_v = np.stack(moves, axis=2).transpose(1, 2, 0)
+            area = down_u * side_v - down_v * side_u
+            return (side_v * off_u - side_u * off_v) / area, (down_u * off_v - down_v * off_u) / area
+
+
+def spread_of(errors: Array) -> Array:
+    """``(N,)``: the standard deviation that independent errors ``(k, N)`` have together; infinite where one is unknown."""
+    with np.errstate(all="ignore"):
+        variance = (errors**2).sum(axis=0)
+    return np.where(np.isfinite(variance), np.sqrt(variance), np.inf)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.boards import Board, View
-from calibration.bundle import PARAMETERS, Seen, derivatives, fit_fisheye, fit_together
-from calibration.camera import DistortionModel, Intrinsics
+from calibration.bundle import Seen, derivatives, fit_fisheye, fit_together
+from calibration.camera import PARAMETERS, DistortionModel, Intrinsics
+from calibration.covariance import Covariance
 
 Array = NDArray[np.float64]
 
@@ -110,9 +111,9 @@ def calibrate(board: Board, views: Sequence[View], model: str = "pinhole", name:
         left_out.append(
             replace(dropped, trouble=f"does not fit: error {errors[worst]:.2f} px, the usual one is {usual:.2f} px")
         )
-    sigma = uncertainty(intrinsics, fits)
+    known = uncertainty(intrinsics, fits)
     residual = rms(np.concatenate([fit.residuals for fit in fits]))
-    intrinsics = replace(intrinsics, name=name, sigma={**sigma, "reprojection_px": residual})
+    intrinsics = replace(intrinsics, name=name, sigma={**known.sigma, "reprojection_px": residual}, covariance=known)
     seen = covered(intrinsics, fits)
     return Calibration(intrinsics, fits, left_out, float(seen.mean()), doubts(intrinsics, fits, seen))
 
@@ -178,14 +179,14 @@ def fit_pinhole(points: Sequence[Array], pixels: Sequence[Array], size: tuple[in
     return camera, seen
 
 
-def uncertainty(camera: Intrinsics, fits: Sequence[Fit]) -> dict[str, float]:
-    """One standard deviation of each parameter; those that the views do not determine are missing.
+def uncertainty(camera: Intrinsics, fits: Sequence[Fit]) -> Covariance:
+    """Of the parameters' errors; those that the views do not determine are missing.
 
-    Two estimates, the larger of which counts. The textbook's, ``s^2 (J^T J)^-1`` with the poses eliminated, takes every
-    corner's error for independent of all others. It is far too small where whole views err together, as with a board that is
-    not flat or a shutter that rolls. So what the numbers would have been without each of the views is asked, too: the
-    jackknife over views in its linear form (Bell & McCaffrey 2002, "Bias Reduction in Standard Errors for Linear Regression
-    with Multi-Stage Samples"; also called CR3).
+    Two estimates of each standard deviation, the larger of which counts. The textbook's, ``s^2 (J^T J)^-1`` with the poses
+    eliminated, which also says how the errors go together, takes every corner's error for independent of all others. It is
+    far too small where whole views err together, as with a board that is not flat or a shutter that rolls. So what the
+    numbers would have been without each of the views is asked, too: the jackknife over views in its linear form (Bell &
+    McCaffrey 2002, "Bias Reduction in Standard Errors for Linear Regression with Multi-Stage Samples"; also called CR3).
     """
     names = PARAMETERS[camera.distortion_model]
     informations, gradients, squares, count = [], [], 0.0, 0
@@ -199,21 +200,22 @@ def uncertainty(camera: Intrinsics, fits: Sequence[Fit]) -> dict[str, float]:
     information = np.sum(informations, axis=0)
     scale = np.sqrt(np.diag(information))  # pixels and powers of tangents differ by many orders of magnitude
     if not (scale > 0).all():
-        return {}
+        return Covariance()
     information = information / np.outer(scale, scale)
     freedom = max(1, count - len(names) - 6 * len(fits))
     try:
-        corners = np.diag(np.linalg.inv(information)) * squares / freedom
+        textbook = np.linalg.inv(information) * squares / freedom
         moves = [
             np.linalg.solve(information - part / np.outer(scale, scale), gradient / scale)
             for part, gradient in zip(informations, gradients, strict=True)
         ]
     except np.linalg.LinAlgError:
-        return {}
+        return Covariance()
+    corners = np.diag(textbook)
     views = (len(fits) - 1) / len(fits) * np.square(moves).sum(axis=0)
-    variances = np.maximum(corners, views) / scale**2
-    known = np.isfinite(variances) & (corners >= 0)
-    return {name: float(np.sqrt(v)) for name, v, good in zip(names, variances, known, strict=True) if good}
+    known = np.flatnonzero(np.isfinite(views) & np.isfinite(corners) & (corners > 0))
+    more = np.sqrt(np.maximum(1.0, views[known] / corners[known])) / scale[known]
+    return Covariance.of([names[i] for i in known], textbook[np.ix_(known, known)] * np.outer(more, more))
 
 
 def covered(intrinsics: Intrinsics, fits: Sequence[Fit]) -> NDArray[np.bool_]:

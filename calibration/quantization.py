@@ -101,7 +101,6 @@ def measure(contract: ModelContract, frames: Iterable[NDArray[np.uint8]], option
         raise ModelError(f"{len(inputs)} frames are too few to measure ranges on, give {FEWEST_FRAMES} or more")
     # Minmax keeps two numbers of each activation, the others hold all values of a part of the frames in memory.
     part = len(inputs) if options.method == "minmax" else FEWEST_FRAMES
-    inputs = inputs[: len(inputs) // part * part]
     for node in model.graph.node:
         node.name = node.name or node.output[0]
     with tempfile.TemporaryDirectory() as folder, quiet(), redirect_stdout(StringIO()):
@@ -124,8 +123,9 @@ def measure(contract: ModelContract, frames: Iterable[NDArray[np.uint8]], option
 
 
 def named(model: onnx.ModelProto, parts: Iterable[str]) -> list[str]:
-    """Names of the nodes that have one of ``parts`` in their name."""
-    return [node.name for node in model.graph.node if any(part in node.name for part in parts)]
+    """Names of the nodes that have one of ``parts`` in their name; a node without one is called as its first output."""
+    names = [node.name or node.output[0] for node in model.graph.node]
+    return [name for name in names if any(part in name for part in parts)]
 
 
 def with_scales(measured: Measured, kept: Sequence[str] = (), only: Sequence[str] = ()) -> onnx.ModelProto:

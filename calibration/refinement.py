@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.camera import Camera
+from calibration.camera import Camera, Mount
 from calibration.motion import BIAS, LONGEST, to_grey, track, travel
-from calibration.vanishing import Heading, median_and_sigma
+from calibration.vanishing import Heading, by_intrinsics, forwards, median_and_sigma
 
 Image = NDArray[np.uint8]
 
@@ -38,6 +39,7 @@ class PitchRefiner:
         period_s: from a pair of frames to the next, seconds.
 
     Attributes:
+        camera: as given.
         correction: of the calibrated pitch, radians; 0 until it is sure.
         pairs: how many pairs of frames the present correction rests on.
     """
@@ -48,7 +50,7 @@ class PitchRefiner:
         k = camera.intrinsics
         scale = min(1.0, WIDTH / k.width)
         self._size = (round(k.width * scale), round(k.height * scale))
-        self._intrinsics, self._mount = k.scaled(self._size), camera.mount
+        self.camera, self._intrinsics = camera, k.scaled(self._size)
         self._limit, self._period_s = limit, period_s
         self.reset()
 
@@ -61,6 +63,7 @@ class PitchRefiner:
         self._moved_ns: int | None = None
         self._looked_ns: int | None = None
         self._found_sigma = math.inf
+        self._direction = (0.0, 0.0)
         self._target = self.correction = 0.0
 
     @property
@@ -75,14 +78,19 @@ class PitchRefiner:
     @property
     def pitch(self) -> float:
         """Radians: calibrated and corrected."""
-        return self._mount.pitch + self.correction
+        return self.camera.mount.pitch + self.correction
 
     @property
-    def sigma(self) -> float:
-        """Standard deviation of `pitch`, radians; until it is sure, of the calibrated one, infinite where that is unknown."""
+    def mount(self) -> Mount:
+        """The mount with its pitch corrected; once that is sure, with how sure it is now, and how that goes together with the
+        intrinsics: the direction of travel is seen through the same lens."""
+        mount = replace(self.camera.mount, pitch=self.pitch)
         if not self.sure:
-            return float(self._mount.sigma.get("pitch", math.inf))
-        return math.hypot(self._found_sigma, self._target - self.correction)
+            return mount
+        pixel = self.camera.intrinsics.project(forwards(*self._direction, mount.roll))
+        noise = self._found_sigma**2 + (self._target - self.correction) ** 2
+        slope = by_intrinsics(self.camera.intrinsics, pixel, mount.roll)[:1]
+        return Camera(self.camera.intrinsics, mount).measured(("pitch",), slope, [[noise]])
 
     def add(self, frame: Image, stamp_ns: int) -> None:
         """Take note of a frame, uint8 ``(H, W, 3)`` BGR, with its stamp, nanoseconds; frames come in their order."""
@@ -103,7 +111,7 @@ class PitchRefiner:
             self._seen_ns, self._looked_ns = stamp_ns, before_ns
         self._tiny = tiny
         pair = track(before, self._small(frame), (stamp_ns - before_ns) / 1e9)
-        heading = travel(self._intrinsics, pair, self._mount) if pair else None
+        heading = travel(self._intrinsics, pair, self.camera.mount) if pair else None
         if isinstance(heading, Heading):
             self.add_heading(heading, stamp_ns)
 
@@ -112,14 +120,15 @@ class PitchRefiner:
         self._found.append((stamp_ns, heading))
         while stamp_ns - self._found[0][0] > WINDOW_S * 1e9:
             self._found.popleft()
-        values = np.array([[h.pitch] for _, h in self._found])
-        middle, sigma = median_and_sigma(values, np.array([[h.pitch_sigma] for _, h in self._found]))
+        values = np.array([(h.pitch, h.yaw) for _, h in self._found])
+        middle, sigma = median_and_sigma(values, np.array([(h.pitch_sigma, h.yaw_sigma) for _, h in self._found]))
+        self._direction = (float(middle[0]), float(middle[1]))
         self._found_sigma = math.hypot(float(sigma[0]), BIAS)
         elapsed = (stamp_ns - (self._moved_ns if self._moved_ns is not None else stamp_ns)) / 1e9
         self._moved_ns = stamp_ns
         if not self.sure:
             return
-        self._target = float(middle[0]) - self._mount.pitch
+        self._target = float(middle[0]) - self.camera.mount.pitch
         wanted = min(self._limit, max(-self._limit, self._target))
         step = SLEW * elapsed
         self.correction += min(step, max(-step, wanted - self.correction))

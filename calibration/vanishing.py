@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.camera import Camera, Intrinsics, Mount
-from calibration.extrinsics import Placement, camera_variance, jacobian_of, least_squares
+from calibration.covariance import slopes
+from calibration.extrinsics import Placement, jacobian_of, least_squares
 from calibration.ground import ground_from_pixels
 
 Array = NDArray[np.float64]
@@ -66,7 +67,7 @@ def from_lines(intrinsics: Intrinsics, images: Iterable[Image], known: Mount) ->
     count, headings, reasons = 0, [], {"too few lines": 0, "a curve": 0, "a crest or dip": 0}
     for image in images:
         count += 1
-        found = line_heading(intrinsics, image, known)
+        found = line_heading(intrinsics, road_lines(image), known)
         if isinstance(found, Heading):
             headings.append(found)
         else:
@@ -87,15 +88,15 @@ def from_lines(intrinsics: Intrinsics, images: Iterable[Image], known: Mount) ->
     return replace(placed, assumed=assumed, remarks=remarks)
 
 
-def line_heading(intrinsics: Intrinsics, image: Image, known: Mount) -> Heading | str:
-    """Pitch and yaw in one image, or why there are none: ``too few lines``, ``a curve``, ``a crest or dip``.
+def line_heading(intrinsics: Intrinsics, ends: Array, known: Mount) -> Heading | str:
+    """Pitch and yaw from one image's `road_lines`, or why there are none: ``too few lines``, ``a curve``, ``a crest or dip``.
 
     Each line and the camera's centre span a plane, and the road's direction lies in all of them, whatever the lens (Barnard,
     "Interpreting perspective images", 1983). The direction that most of the lines' length agrees with, of all pairs of long
     lines, is made better by least squares, together with the road's curvature, sideways and upwards: where a road is bent,
     the tangents of its lines turn with the distance.
     """
-    lines = Lines(intrinsics, road_lines(image))
+    lines = Lines(intrinsics, ends)
     start = likeliest(lines, known.roll)
     if start is None:
         return "too few lines"
@@ -236,19 +237,21 @@ def combine(intrinsics: Intrinsics, headings: Sequence[Heading], known: Mount, b
             f"the images contradict each other, by {pitch} degrees in pitch and {yaw} in yaw: take a straight and level stretch"
         )
     pixel = intrinsics.project(forwards(middle[0], middle[1], known.roll))
-
-    def again(k: Intrinsics) -> Array:
-        return np.ravel(angles_of(k.rays(pixel), known.roll))
-
-    sigma = np.sqrt(sigma**2 + bias**2 + camera_variance(intrinsics, again))
-    sigmas = {name: known.sigma[name] for name in ("height_m", "roll", "x_m", "y_m") if name in known.sigma}
-    sigmas |= {"pitch": float(sigma[0]), "yaw": float(sigma[1])}
+    camera = Camera(intrinsics, known.only(("height_m", "roll", "x_m", "y_m")))
+    noise = np.diag(sigma**2 + bias**2)
+    unsure = camera.measured(("pitch", "yaw"), by_intrinsics(intrinsics, pixel, known.roll), noise)
     # A road, and motion, look the same ahead and behind.
     heading = float(middle[1]) - (math.copysign(math.pi, middle[1]) if looks_back(known) else 0.0)
-    mount = replace(known, pitch=float(middle[0]), yaw=heading, sigma=sigmas)
+    mount = replace(unsure, pitch=float(middle[0]), yaw=heading)
     scatter = f"single images scatter by {math.degrees(off[0]):.2f} degrees in pitch, {math.degrees(off[1]):.2f} in yaw"
     residual = float(np.sqrt(np.mean([h.residual_px**2 for h in headings])))
     return Placement(mount, residual, "", [scatter] if len(headings) > 3 else [], pixel, pixel)
+
+
+def by_intrinsics(intrinsics: Intrinsics, pixel: Array, roll: float) -> Array:
+    """float64 ``(2, n)``: how pitch and yaw of a camera that sees the vehicle's forward axis in a pixel, ``(1, 2)``, change
+    with the n parameters of ``intrinsics.uncertain``; 0 where the lens gives that direction no pixel."""
+    return np.nan_to_num(slopes(lambda by: np.ravel(angles_of(intrinsics.moved(by).rays(pixel), roll)), intrinsics.uncertain))
 
 
 def looks_back(mount: Mount) -> bool:

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from calibration.boards import Board, View, detect
-from calibration.bundle import PARAMETERS, vector
+from calibration.bundle import vector
+from calibration.camera import PARAMETERS
 from calibration.camera_file import read_camera, write_camera
 from calibration.drawings import coverage_picture, guide_picture, undistortion_preview
 from calibration.guide import missing, offer, steady, thin_out
@@ -25,7 +26,6 @@ from calibration.intrinsics import MODELS, Calibration, Fit, calibrate
 from perception.capture import Source, open_source
 from perception.errors import BadInput, tell
 from perception.frame import Frame
-from perception.options import parse_pair
 from perception.sinks.base import check_output, write_whole
 
 Image = NDArray[np.uint8]
@@ -54,15 +54,6 @@ class Collected:
     def picture_of(self, view: View) -> Image:
         """uint8 ``(H, W, 3)`` BGR."""
         return np.asarray(cv2.imdecode(np.frombuffer(self.pictures[view.name], np.uint8), cv2.IMREAD_COLOR), np.uint8)
-
-
-def board_of(pattern: str, size: str, square_m: float, marker_m: float | None, dictionary: str) -> Board:
-    """The board that options describe, ``size`` as ``9x6``. Raises BadInput."""
-    columns, rows = parse_pair(size, "x", "--size", "9x6")
-    try:
-        return Board(pattern, columns, rows, square_m, marker_m, dictionary)
-    except ValueError as error:
-        raise BadInput(str(error)) from error
 
 
 def calibrate_camera(
@@ -125,6 +116,8 @@ def calibrate_camera(
         view = outermost(result.fits).view
         write_whole(pictures / PREVIEW, png(undistortion_preview(board, view, collected.picture_of(view), result.intrinsics)))
     print(report(result, board, collected.views))
+    if any(fit.view.old_layout for fit in result.fits):
+        tell("the board is laid out as OpenCV before 4.6 drew it, its top left square white, and was read so")
     for warning in result.warnings:
         tell(warning)
     print(f"written: {', '.join(str(path) for path in outputs)}")

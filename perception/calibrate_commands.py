@@ -7,7 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from perception.options import Model
+from perception.errors import BadInput
+from perception.options import Model, board_of
 from perception.signals import INTERRUPTED, stop_on_signal
 from perception.training_commands import DATA, SPLITS, failed_writes, training_extra
 
@@ -32,7 +33,7 @@ def camera(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
 ) -> None:
     """Find a camera's intrinsics from views of a chessboard or ChArUco board."""
-    from perception.calibrate_camera import board_of, calibrate_camera
+    from perception.calibrate_camera import calibrate_camera
 
     board = board_of(pattern, size, square, marker, dictionary)
     with stop_on_signal() as stop, failed_writes():
@@ -54,13 +55,20 @@ def ground(
     ] = None,
     lines: Annotated[Optional[str], typer.Option(help="Recording of a straight, level road with lane lines.")] = None,
     motion: Annotated[Optional[str], typer.Option(help="Recording of driving straight on.")] = None,
-    height: Annotated[Optional[float], typer.Option(help="Of the lens above the ground, metres.")] = None,
+    height: Annotated[
+        Optional[float], typer.Option(help="Of the lens above the ground, metres; for --lines and --motion.")
+    ] = None,
     roll: Annotated[Optional[float], typer.Option(help="Of the camera, radians; for --lines and --motion.")] = None,
-    position: Annotated[Optional[str], typer.Option(help="X,Y of the camera, metres ahead and left of base_link.")] = None,
+    position: Annotated[
+        Optional[str],
+        typer.Option(help="X,Y of the camera, metres ahead and left of base_link; for --lines, --motion, --board."),
+    ] = None,
     start: Annotated[float, typer.Option(help="Of a recording: begin at this media time, seconds.")] = 0.0,
     duration: Annotated[Optional[float], typer.Option(help="Of a recording: take this much, seconds.")] = None,
     every: Annotated[Optional[int], typer.Option(help="One frame of every N; 10 for --lines, else 1.", min=1)] = None,
-    image: Annotated[Optional[str], typer.Option(help="The picture that --points were read from, for --picture.")] = None,
+    image: Annotated[
+        Optional[str], typer.Option(help="The picture that --points were read from: its size, and for --picture.")
+    ] = None,
     picture: Annotated[Optional[Path], typer.Option(help="Check picture to write: horizon, grid, residuals (.png).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
 ) -> None:
@@ -68,21 +76,30 @@ def ground(
     from perception.calibrate_ground import ground_command
     from perception.capture import Selection
 
-    selection = Selection(start, duration, every or (10 if lines is not None else 1))
+    selection = None
+    if start or duration is not None or every is not None:
+        selection = Selection(start, duration, every or (10 if lines is not None else 1))
     shown = (points, board, size, square, board_at, lines, motion)
     ground_command(camera, out, *shown, height, roll, position, selection, image, picture, overwrite)
 
 
 @app.command()
 def quantize(
-    frames: Annotated[list[str], typer.Argument(help="Videos, images or folders: some hundred frames like those to come.")],
-    out: Annotated[Path, typer.Option(help="Model file to write (.onnx).")],
+    sources: Annotated[
+        Optional[list[str]],
+        typer.Argument(help="Videos, images or folders: some hundred frames like those to come; with --frames the model."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Model file to write (.onnx).")] = ...,  # type: ignore[assignment]
     model: Model = None,
+    frames: Annotated[
+        Optional[list[str]], typer.Option(help="The same, where the model comes first: MODEL --frames ...")
+    ] = None,
     every: Annotated[int, typer.Option(help="Take one frame of every N.", min=1)] = 1,
     method: Annotated[str, typer.Option(help="minmax, percentile or entropy.")] = "minmax",
     activations: Annotated[str, typer.Option(help="uint8 (fastest on processors) or int8 (for TensorRT).")] = "uint8",
     keep: Annotated[
-        Optional[list[str]], typer.Option(help="Keep nodes with this in their name in float; the sensitive ones by default.")
+        Optional[list[str]],
+        typer.Option(help="Keep nodes with this in their name in float, or none; the sensitive ones by default."),
     ] = None,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Measure each layer in INT8 alone, worst first.")] = False,
     keep_worst: Annotated[Optional[int], typer.Option(help="Keep the N most sensitive layers in float.", min=0)] = None,
@@ -94,8 +111,16 @@ def quantize(
     """Turn a float model into an INT8 one; check it with 'evaluate' on labelled frames before you use it."""
     from perception.quantise import quantise_command
 
-    kept = tuple(keep or ())
-    quantise_command(frames, out, model, every, method, activations, kept, overwrite, sensitivity, keep_worst, lose)
+    shown, kept = list(sources or ()), tuple(keep or ())
+    if frames:
+        if len(shown) + bool(model) > 1:
+            raise BadInput(
+                f"with --frames one model, and nothing else: got {' and '.join([*shown, *([model] if model else [])])}"
+            )
+        shown, model = list(frames), shown[0] if shown else model
+    if not shown:
+        raise BadInput("no frames: give videos, images or folders, some hundred frames like those to come")
+    quantise_command(shown, out, model, every, method, activations, kept, overwrite, sensitivity, keep_worst, lose)
 
 
 @app.command()

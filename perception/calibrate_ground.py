@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import cv2
@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from calibration.camera import Camera, Intrinsics, Mount
-from calibration.camera_file import read_camera, write_camera
-from calibration.extrinsics import POSE, TAPE_SIGMA_M, Placement, find_corners, from_board, from_points, read_points
+from calibration.camera import POSE, Camera, Intrinsics, Mount
+from calibration.camera_file import other_keys, read_camera, write_camera
+from calibration.extrinsics import TAPE_SIGMA_M, Placement, find_corners, from_board, from_points, read_points
 from calibration.ground import horizon, pixels_from_ground
 from calibration.motion import from_motion
 from calibration.vanishing import from_lines
 from perception.capture import Selection, open_source
 from perception.errors import BadInput, FreespaceError, tell
-from perception.options import parse_pair
+from perception.options import board_of
 from perception.sinks.base import check_output, write_whole
 
 Array = NDArray[np.float64]
@@ -35,6 +35,13 @@ LABELLED_M = (5.0, 10.0, 20.0, 40.0)
 GRID_COLOUR, HORIZON_COLOUR, SEEN_COLOUR, EXPECTED_COLOUR = (200, 200, 60), (60, 120, 255), (60, 230, 60), (40, 40, 255)  # BGR
 MAGNIFIED = 20  # times that residuals are drawn longer
 MOST_FRAMES = 3000
+SELECTING = "--start, --duration and --every"
+OPTIONS = {
+    "--points": ("--image",),
+    "--board": ("--size", "--square", "--board-at", "--position"),
+    "--lines": ("--height", "--roll", "--position", SELECTING),
+    "--motion": ("--height", "--roll", "--position", SELECTING),
+}
 
 
 def ground_command(
@@ -59,24 +66,22 @@ def ground_command(
 
     Args:
         camera: camera file; height, roll and position in its mount hold where they are neither measured nor given.
-        points: file of `calibration.extrinsics.PointsFile`.
+        points: file of `calibration.extrinsics.PointsFile`, pixels as in ``image``, else as in the camera's own images.
         board, size, square, board_at: a picture of a chessboard on the ground, ``9x6``, metres, ``X,Y,YAW``.
         lines, motion: sources, as for 'run'.
         height, roll, position: metres, radians, ``X,Y`` metres: what a picture of a road does not show.
         selection: part of the recording to take.
-        image: the picture that the points were read from, for the check picture.
+        image: the picture that the points were read from.
         picture: check picture to write.
 
     Raises:
         BadInput: options that do not fit each other, or nothing can be found; a sentence says why.
         FreespaceError: a file cannot be written.
     """
-    given = {"--points": points, "--board": board, "--lines": lines, "--motion": motion}
-    chosen = [name for name, value in given.items() if value is not None]
-    if len(chosen) != 1:
-        raise BadInput(
-            f"give one of {', '.join(given)}: what shows where the camera sits; got {' and '.join(chosen) or 'none'}"
-        )
+    ways = {"--points": points, "--board": board, "--lines": lines, "--motion": motion}
+    given: dict[str, object] = {"--size": size, "--square": square, "--board-at": board_at, "--height": height, "--roll": roll}
+    given |= {"--position": position, "--image": image, SELECTING: selection}
+    check_options(ways, given)
     for file in (out, picture):
         if file is not None:
             check_output(file, overwrite)
@@ -84,46 +89,63 @@ def ground_command(
         raise BadInput(f"{picture}: the check picture must be a .png or a .jpg")
     with mistakes(""):
         intrinsics, before = read_camera(camera)
-    shown: Image | None = None
+    others = other_keys(camera)
+    lens, shown = intrinsics, None
     if points is not None:
         if image is not None:
-            shown = only_frame(image, intrinsics)
+            shown = only_frame(image)
+            lens = lens_of(shown, intrinsics, image)
         with mistakes(f"{points}: "):
             pixels, ground, pixel_sigma, tape_sigma_m = read_points(points)
-            placement = from_points(intrinsics, pixels, ground, pixel_sigma=pixel_sigma, tape_sigma_m=tape_sigma_m)
+            placement = from_points(lens, pixels, ground, pixel_sigma=pixel_sigma, tape_sigma_m=tape_sigma_m)
     elif board is not None:
         if size is None or square is None:
             raise BadInput("--board needs --size, inner corners such as 9x6, and --square, their distance in metres")
-        columns_rows = parse_pair(size, "x", "--size", "9x6")
+        chessboard = board_of("chessboard", size, square)
         place, at = numbers(board_at, "--board-at", "4.2,0,1.5708", 3), numbers(position, "--position", "1.7,0", 2)
-        shown = only_frame(board, intrinsics)
+        shown = only_frame(board)
+        lens = lens_of(shown, intrinsics, board)
         with mistakes(f"{board}: "):
-            corners = find_corners(shown, columns_rows)
-            placement = from_board(intrinsics, corners, columns_rows, square, place, at)  # type: ignore[arg-type]
+            corners = find_corners(shown, chessboard)
+            placement = from_board(lens, corners, chessboard, place, at)  # type: ignore[arg-type]
     else:
         known = given_mount(before, height, roll, numbers(position, "--position", "1.7,0", 2))
         source = str(lines if lines is not None else motion)
-        part = selection or Selection(every=10 if lines is not None else 1)
-        frames = Frames(source, part, intrinsics)
+        shown, frames = begin(source, selection or Selection(every=10 if lines is not None else 1))
+        lens = lens_of(shown, intrinsics, source)
+        known = Camera(intrinsics, known).scaled((lens.width, lens.height)).mount
         with mistakes(f"{source}: "):
             if lines is not None:
-                placement = from_lines(intrinsics, (frame for frame, _ in frames), known)
+                placement = from_lines(lens, (frame for frame, _ in frames), known)
             else:
-                placement = from_motion(intrinsics, frames, known)
-        shown = frames.first
+                placement = from_motion(lens, frames, known)
+    mount = Camera(lens, placement.mount).scaled((intrinsics.width, intrinsics.height)).mount
     print(report(placement))
     for remark in placement.remarks:
         tell(remark)
     if picture is not None:
-        done, data = cv2.imencode(picture.suffix.lower(), check_picture(shown, Camera(intrinsics, placement.mount), placement))
+        done, data = cv2.imencode(picture.suffix.lower(), check_picture(shown, Camera(lens, placement.mount), placement))
         if not done:
             raise FreespaceError(f"{picture}: the check picture cannot be encoded")
         write_whole(picture, data.tobytes())
     try:
-        write_camera(out, intrinsics, placement.mount)
+        write_camera(out, intrinsics, mount, others)
     except OSError as error:
         raise FreespaceError(f"{out}: cannot be written: {error.strerror}") from error
     print(f"{out}: the camera with its mount")
+
+
+def check_options(ways: Mapping[str, object], given: Mapping[str, object]) -> None:
+    """That there is one of the ways, and that the options given belong to it. Raises BadInput."""
+    chosen = [name for name, value in ways.items() if value is not None]
+    if len(chosen) != 1:
+        raise BadInput(f"give one of {', '.join(ways)}: what shows where the camera sits; got {' and '.join(chosen) or 'none'}")
+    (way,) = chosen
+    used = [name for name, value in given.items() if value is not None]
+    if others := [name for name in used if name not in OPTIONS[way]]:
+        raise BadInput(f"{others[0]}: {way} has no use for that, only for {'; '.join(OPTIONS[way])}")
+    if "--board-at" in used and "--position" in used:
+        raise BadInput("--position: where the camera is follows from --board-at; give one of them")
 
 
 @contextmanager
@@ -163,55 +185,60 @@ def given_mount(before: Mount | None, height: float | None, roll: float | None, 
             changes["roll"] = roll
         if position is not None:
             changes |= {"x_m": position[0], "y_m": position[1]}
-        sigma = {name: value for name, value in mount.sigma.items() if name not in changes}
-        if height is not None:
-            sigma["height_m"] = TAPE_SIGMA_M
-        return replace(mount, **changes, sigma=sigma)  # type: ignore[arg-type]
+        kept = mount.only([name for name in POSE if name not in changes])
+        taped = {"height_m": TAPE_SIGMA_M} if height is not None else {}
+        covariance = kept.covariance and kept.covariance.plus(taped)
+        return replace(kept, **changes, sigma={**kept.sigma, **taped}, covariance=covariance)  # type: ignore[arg-type]
 
 
-class Frames:
-    """The images of a source with their stamps, a bar on the terminal meanwhile; all must have the camera's size.
-
-    Attributes:
-        first: the first image; None before.
-    """
-
-    def __init__(self, uri: str, selection: Selection, intrinsics: Intrinsics) -> None:
-        self.uri, self.selection, self.intrinsics = uri, selection, intrinsics
-        self.first: Image | None = None
-
-    def __iter__(self) -> Iterator[tuple[Image, int]]:
-        console = Console(stderr=True)
-        with open_source(self.uri, self.selection) as source:
-            if source.live and self.selection.duration_s is None:
-                tell("a live source is looked at until enough is seen; Ctrl-C ends it without a result")
-            total = min(source.total, MOST_FRAMES) if source.total else MOST_FRAMES
-            frames = track(source.frames(), "looking", total, console=console, disable=not console.is_terminal)
-            for count, frame in enumerate(frames, 1):
-                check_size(frame.image, self.intrinsics, self.uri)
-                self.first = frame.image if self.first is None else self.first
-                yield frame.image, frame.stamp_ns
-                if count == MOST_FRAMES:
-                    tell(f"{self.uri}: the first {MOST_FRAMES} images were looked at; --start and --every take others")
-                    break
-            for problem in source.problems:
-                tell(problem)
+def begin(uri: str, selection: Selection) -> tuple[Image, Iterator[tuple[Image, int]]]:
+    """The first image of a source, and all of them with their stamps. Raises BadInput: there is none, or they change size."""
+    frames = images(uri, selection)
+    first = next(frames, None)
+    if first is None:
+        raise BadInput(f"{uri}: no image")
+    return first[0], chain([first], frames)
 
 
-def only_frame(uri: str, intrinsics: Intrinsics) -> Image:
-    """The first image of a source. Raises BadInput: there is none, or it is not of the camera's size."""
+def images(uri: str, selection: Selection) -> Iterator[tuple[Image, int]]:
+    """The images of a source, all of one size, with their stamps, a bar on the terminal meanwhile."""
+    console, first = Console(stderr=True), None
+    with open_source(uri, selection) as source:
+        if source.live and selection.duration_s is None:
+            tell(f"{MOST_FRAMES} images are looked at, fewer with --duration; Ctrl-C ends it without a result")
+        total = min(source.total, MOST_FRAMES) if source.total else MOST_FRAMES
+        frames = track(source.frames(), "looking", total, console=console, disable=not console.is_terminal)
+        for count, frame in enumerate(frames, 1):
+            first = first or frame.size
+            if frame.size != first:
+                sizes = " and ".join(f"{width}x{height}" for width, height in (first, frame.size))
+                raise BadInput(f"{uri}: images of {sizes}; take a part of it that has one size")
+            yield frame.image, frame.stamp_ns
+            if count == MOST_FRAMES:
+                tell(f"{uri}: the first {MOST_FRAMES} images were looked at; --start and --every take others")
+                break
+        for problem in source.problems:
+            tell(problem)
+
+
+def only_frame(uri: str) -> Image:
+    """The first image of a source. Raises BadInput: there is none."""
     with open_source(uri) as source:
         for frame in source.frames():
-            check_size(frame.image, intrinsics, uri)
             return frame.image
         problems = f": {source.problems[0]}" if source.problems else ""
     raise BadInput(f"{uri}: no image{problems}")
 
 
-def check_size(image: Image, intrinsics: Intrinsics, uri: str) -> None:
-    size, wanted = "{}x{}".format(*image.shape[1::-1]), f"{intrinsics.width}x{intrinsics.height}"
-    if size != wanted:
-        raise BadInput(f"{uri}: images of {size}, and the camera was calibrated at {wanted}; take images of that size")
+def lens_of(image: Image, intrinsics: Intrinsics, uri: str) -> Intrinsics:
+    """The camera for images of this one's size. Raises BadInput: it is of another shape than those of the calibration."""
+    size = image.shape[1], image.shape[0]
+    if not intrinsics.fits(size):
+        raise BadInput(
+            f"{uri}: images of {size[0]}x{size[1]}, and the camera was calibrated at {intrinsics.width}x{intrinsics.height}: "
+            "another shape needs another calibration"
+        )
+    return intrinsics.scaled(size)
 
 
 def report(placement: Placement) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from training.splits import split_samples
 
 WIDTH = 0.05  # of a bin of polygons; bins lie around 0.5, 0.55, ... 1
 WEIGHT = 1_000_000  # polygons weigh as many millionths as their labelled pixels are of the image
+SMALL = 0.01  # of the image: what is smaller is an island
 HONEST = 0.03  # a polygon that says 0.9 should be right 0.87 to 0.93 of the time
 
 U8 = NDArray[np.uint8]
@@ -264,7 +265,8 @@ def described(m: Measured, shift: float) -> dict[str, Any]:
 def polygons_described(polygons: Sequence[PolygonTruth], shift: float) -> dict[str, Any]:
     """What polygons say, weighed by area, and what is true: of all and by bins, with 95 % intervals of the difference.
 
-    ``within`` is the share of the area in bins that say what is true within `HONEST`.
+    ``within`` is the share of the area in bins that say what is true within `HONEST`; ``small`` and ``large`` count every
+    polygon once, those of less than `SMALL` of the image and the others.
     """
     means, true, weights = columns(polygons)
     if not len(means):
@@ -295,7 +297,26 @@ def polygons_described(polygons: Sequence[PolygonTruth], shift: float) -> dict[s
         "true": round(float(true @ weights / weights.sum()), 4),
         "difference_95": [rounded(low), rounded(high)],
         "within": round(sum(b["share"] for b in bins if abs(b["says"] - b["true"]) <= HONEST), 4),
+        "small": each_once(polygons, said, weights < SMALL * WEIGHT),
+        "large": each_once(polygons, said, weights >= SMALL * WEIGHT),
         "bins": bins,
+    }
+
+
+def each_once(polygons: Sequence[PolygonTruth], said: Reals, kept: NDArray[np.bool_]) -> dict[str, Any]:
+    """What the polygons that are ``kept``, ``(n,)``, say on average, each counted once, and what is true, with the 95 %
+    interval of the difference; ``within`` is the share of them that are right within `HONEST` each by itself."""
+    own = np.flatnonzero(kept)
+    if not len(own):
+        return {"number": 0}
+    says, true = said[own], np.array([polygons[int(i)].drivable for i in own])
+    low, high = difference_interval([replace(polygons[int(i)], weight=WEIGHT) for i in own], says)
+    return {
+        "number": len(own),
+        "says": round(float(says.mean()), 4),
+        "true": round(float(true.mean()), 4),
+        "difference_95": [rounded(low), rounded(high)],
+        "within": round(float((np.abs(says - true) <= HONEST).mean()), 4),
     }
 
 
@@ -322,6 +343,12 @@ def print_found(title: str, planes: dict[str, dict[str, Any]]) -> None:
             f"    {polygons['number']} polygons say {polygons['says']:.3f}, right {polygons['true']:.3f} of the area, "
             f"difference {interval(polygons)} (95 %); {100 * polygons['within']:.1f} % of it in bins right within {HONEST}"
         )
+        for name, size in (("small", f"under {SMALL:.0%} of the image"), ("large", "larger")):
+            if (each := polygons[name])["number"]:
+                print(
+                    f"    each once, {size}: {each['number']} say {each['says']:.3f}, right {each['true']:.3f}, difference "
+                    f"{interval(each)}; {100 * each['within']:.1f} % of them right within {HONEST} by themselves"
+                )
         for row in polygons["bins"]:
             print(
                 f"    around {row['around']:.2f}: {row['number']:4d}, {100 * row['share']:5.1f} % of the area, say "

@@ -86,12 +86,24 @@ class Distance:
 
 @dataclass(frozen=True)
 class Width:
-    """Between which offsets ``right_m`` and ``left_m`` (y, metres) ground is free around the line straight ahead, at the
-    forward distance ``x_m``; both 0 where it is not free there."""
+    """How far ground is free to either side of the line straight ahead, at the forward distance ``x_m``. Offsets are y, metres.
+
+    Attributes:
+        right_m, left_m: between which offsets it is free; both 0 where that line is not free there, NaN where it is not seen.
+        right_near_m, right_far_m, left_near_m, left_far_m: the offsets lie between these with a probability of 95 %, the near
+            one nearer the line; 0 and infinity (to the right minus infinity) where nobody knows; NaN as ``right_m``.
+        right_ends, left_ends: whether free ground is seen to end there; else only the view ends, or nothing is known.
+    """
 
     x_m: float
     right_m: float
     left_m: float
+    right_near_m: float
+    right_far_m: float
+    left_near_m: float
+    left_far_m: float
+    right_ends: bool
+    left_ends: bool
 
 
 @dataclass(frozen=True)
@@ -262,7 +274,7 @@ def ground_to_dict(ground: Ground) -> dict[str, Any]:
         "frame_id": encodable(ground.frame_id),
         "area_m2": round(ground.area_m2, 3),
         "ahead": ahead and {"m": round(ahead.m, 3), "near_m": round(ahead.near_m, 3), "far_m": round(ahead.far_m, 3)},
-        "widths": [{"x_m": w.x_m, "right_m": round(w.right_m, 3), "left_m": round(w.left_m, 3)} for w in ground.widths],
+        "widths": [{name: rounded(getattr(w, name)) for name in WIDTH} for w in ground.widths],
         "scan": {
             "angle_min": scan.angle_min,
             "angle_increment": scan.angle_increment,
@@ -283,8 +295,24 @@ def ground_from_dict(data: Any) -> Ground:
         typed(data, "area_m2", float, int),
         ahead and Distance(*(math.inf if ahead[name] is None else typed(ahead, name, float, int) for name in DISTANCE)),
         Scan(angle_min, step, reach, ranges, near, far, np.array(typed(scan, "ends", list), bool)),
-        [Width(*(typed(w, name, float, int) for name in WIDTH)) for w in typed(data, "widths", list)],
+        [width_from_dict(w) for w in typed(data, "widths", list)],
     )
+
+
+def width_from_dict(data: Any) -> Width:
+    unseen = data["right_m"] is None
+
+    def number(name: str) -> float:
+        if data[name] is None and (unseen or name.endswith("_far_m")):
+            return math.nan if unseen else -math.inf if name.startswith("right") else math.inf
+        return float(typed(data, name, float, int))
+
+    offsets: dict[str, Any] = {name: number(name) for name in WIDTH[1:-2]}
+    return Width(typed(data, "x_m", float, int), **offsets, **{name: typed(data, name, bool) for name in WIDTH[-2:]})
+
+
+def rounded(value: float | bool) -> float | bool:
+    return value if isinstance(value, bool) else round(value, 3)
 
 
 def typed(data: Any, key: str, *kinds: type) -> Any:

@@ -184,7 +184,7 @@ class Messages:
             resolution=resolution_m,
             width=cells.shape[1],
             height=cells.shape[0],
-            origin=self.pose(0.0, -metres.config.max_range_m),
+            origin=self.pose(*metres.occupancy_origin(resolution_m)),
         )
         header = self.header(metres.camera.mount.frame_id, result.stamp_ns)
         return self.make("nav_msgs/OccupancyGrid", header=header, info=info, data=self.numbers(cells))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from calibration.camera import Camera
 from calibration.camera_file import read_mounted
-from calibration.ground import GroundView, RangeSigma, range_intervals
+from calibration.ground import CERTAIN, GroundView, RangeUncertainty
 from calibration.refinement import PitchRefiner
 from perception.boundary import Edges, free_across, free_along_lines, free_along_rays, spans
 from perception.config import GroundConfig
@@ -34,6 +34,7 @@ LANE_M = 0.1  # at most between the lines along which the way ahead of the vehic
 UNEVEN_M = 1.0  # a camera that sees one side of the way from so much farther on than the other does not see the way
 LIMIT_M = 0.1  # what ends so close to the view's end ends there
 PITCH_STEP = math.radians(0.02)  # the view is built anew when the pitch has moved so far: that takes some milliseconds
+GUESSED = {"pitch": 0.02, "roll": 0.02, "height_m": 0.05}  # standard deviations of what nobody measured, radians and metres
 UNKNOWN, FREE, OCCUPIED = -1, 0, 100  # of nav_msgs/OccupancyGrid
 
 
@@ -55,12 +56,10 @@ class Metres:
         except ValueError as error:
             raise BadInput(f"{config.calibration}: {error}") from error
         mount = camera.mount
-        self._sigma = RangeSigma(
-            config.pixel_sigma * camera.intrinsics.height,
-            math.hypot(config.pitch_sigma, mount.sigma.get("pitch", 0.0)),
-            math.hypot(config.pitch_sigma, mount.sigma.get("roll", 0.0)),
-            mount.sigma.get("height_m", 0.0),
-        )
+        nodding = {"pitch": config.pitch_sigma, "roll": config.pitch_sigma}
+        pixel_px = config.pixel_sigma * camera.intrinsics.height
+        guessed = {name: sigma for name, sigma in GUESSED.items() if name not in camera.uncertain.names}
+        self._uncertainty = RangeUncertainty(camera, camera.uncertain.plus(guessed).plus(nodding), pixel_px)
         self._seen = Edges([ring for part in shapely.get_parts(self.view.seen) for ring in rings_of(part)])
         low, high = spans(self._seen, mount.yaw)
         behind = (high - low >= math.pi).any()  # all around, then
@@ -76,6 +75,8 @@ class Metres:
         width, height = self.view.size
         within = self.view.place([shapely.box(0.5, 0.5, width - 1.5, height - 1.5)])[0]
         inner = Edges([ring for part in within for ring in part.rings])
+        self._seen_across = [free_across(self._seen, x) is not None for x in config.widths_at_m]
+        self._known_across = [free_across(inner, x) or (0.0, 0.0) for x in config.widths_at_m]
         self._known_along_rays = free_along_rays(inner, *self._rays, mount.yaw)[1] - LIMIT_M
         self._known_along_lanes = free_along_lines(inner, *self._lanes)[1] - LIMIT_M
 
@@ -84,16 +85,19 @@ class Metres:
         placed = self.view.place([shapely.Polygon(p.exterior, p.interiors) for p in polygons])
         parts = [part for those in placed for part in those]
         edges = Edges([ring for part in parts for ring in part.rings])
-        ranges = self.free_ranges(edges)
+        ranges, lane = self.free_ranges(edges), self.shortest_lane(edges)
         first, step, count = self._rays
         bearings = self.camera.mount.yaw + first + step * np.arange(count)
         points = ranges[:, None] * np.stack([np.cos(bearings), np.sin(bearings)], axis=1)
-        intervals = range_intervals(self.camera, points, self._sigma)
-        near, far = bounds(intervals, ranges, self._seen_along_rays, self._known_along_rays)
+        across = [free_across(edges, x) or (0.0, 0.0) for x in self.config.widths_at_m]
+        sides = [(x, y) for x, ends in zip(self.config.widths_at_m, across, strict=True) for y in ends]
+        asked = [points, np.array(sides).reshape(-1, 2), np.empty((0, 2)) if lane is None else np.array([lane[1]])]
+        intervals, sideways = self._uncertainty.of(np.concatenate(asked))
+        near, far = bounds(intervals[:count], ranges, self._seen_along_rays, self._known_along_rays)
         ground = Ground(
             frame_id=self.camera.mount.frame_id,
             area_m2=sum(part.area_m2 for part in parts),
-            ahead=self.way_ahead(edges),
+            ahead=self.way_ahead(*lane, intervals[-1:]) if lane else None,
             scan=Scan(
                 self.camera.mount.yaw + first,
                 step,
@@ -103,7 +107,7 @@ class Metres:
                 far,
                 ranges < np.nan_to_num(self._known_along_rays),
             ),
-            widths=[Width(x, *(free_across(edges, x) or (0.0, 0.0))) for x in self.config.widths_at_m],
+            widths=self.free_widths(across, sideways[count : count + len(sides)].reshape(-1, 2)),
         )
         return [replace(p, ground=those) for p, those in zip(polygons, placed, strict=True)], ground
 
@@ -117,18 +121,48 @@ class Metres:
         begins; NaN where no ground is seen."""
         return without_break(self._seen_along_rays, *free_along_rays(edges, *self._rays, self.camera.mount.yaw))
 
-    def way_ahead(self, edges: Edges) -> Distance | None:
-        """From the bumper to where free ground first ends across the vehicle's width; None where not all of that is seen."""
+    def free_widths(self, across: list[tuple[float, float]], sigma: Array) -> list[Width]:
+        """Free widths at the forward distances of the settings, given where free ground ends there to the right and left, y in
+        metres, and the standard deviations ``(n, 2)`` of these."""
+        widths = []
+        for i, (x, (right, left)) in enumerate(zip(self.config.widths_at_m, across, strict=True)):
+            if not self._seen_across[i]:
+                unseen = math.nan
+                widths.append(Width(x, unseen, unseen, unseen, unseen, unseen, unseen, right_ends=False, left_ends=False))
+                continue
+            begins, ends = self._known_across[i]
+            seen = left > right and right > begins + LIMIT_M, left > right and left < ends - LIMIT_M
+            spreads = (CERTAIN * sigma[i]).tolist() if left > right else [math.inf, math.inf]
+            bounds = [
+                (max(0.0, end - spread), end + spread if there else math.inf)
+                for end, spread, there in zip((-right, left), spreads, seen, strict=True)
+            ]
+            (right_near, right_far), (left_near, left_far) = bounds
+            widths.append(Width(x, right, left, 0.0 - right_near, -right_far, left_near, left_far, *seen))
+        return widths
+
+    def shortest_lane(self, edges: Edges) -> tuple[int, tuple[float, float]] | None:
+        """Of the lines across the vehicle's width the one along which free ground first ends, and that place, metres; None
+        where not all of them are seen."""
         ends = without_break(self._seen_along_lanes, *free_along_lines(edges, *self._lanes))
         if np.isnan(ends).any() or np.ptp(self._seen_along_lanes) > UNEVEN_M:
             return None
         first, step, _ = self._lanes
         lane = int(np.argmin(ends))
-        x, y = float(ends[lane]), first + step * lane
-        interval = range_intervals(self.camera, [(x, y)], self._sigma) - math.hypot(x, y) + x
+        return lane, (float(ends[lane]), first + step * lane)
+
+    def way_ahead(self, lane: int, place: tuple[float, float], interval: Array) -> Distance:
+        """From the bumper to where free ground first ends: the `shortest_lane`, and the interval ``(1, 2)`` of its range."""
+        x, y = place
         this = slice(lane, lane + 1)
-        near, far = bounds(interval, ends[this], self._seen_along_lanes[this], self._known_along_lanes[this])
+        along = interval - math.hypot(x, y) + x
+        near, far = bounds(along, np.array([x]), self._seen_along_lanes[this], self._known_along_lanes[this])
         return Distance(*(max(0.0, end - self.config.bumper_m) for end in (x, float(near[0]), float(far[0]))))
+
+    def occupancy_origin(self, resolution_m: float) -> tuple[float, float]:
+        """The least x and y of the grid's cells, metres in ``base_link``: whole numbers of cells from the origin."""
+        x, y = (resolution_m * math.floor(least / resolution_m) for least in self.view.seen.bounds[:2])
+        return x, y
 
     def occupancy(self, polygons: list[Polygon], resolution_m: float) -> NDArray[np.int8]:
         """The ground as cells, as in nav_msgs/OccupancyGrid.
@@ -137,14 +171,14 @@ class Metres:
         boundary of free ground, whatever makes it; of all others nothing is known.
 
         Returns:
-            int8 ``(rows, columns)`` of `UNKNOWN`, `FREE`, `OCCUPIED`: columns from x = 0 forward, rows from the greatest
-            range on the right (y = -range) to that on the left.
+            int8 ``(rows, columns)`` of `UNKNOWN`, `FREE`, `OCCUPIED`: columns in the direction of x, rows in that of y, the
+            first cell's corner at `occupancy_origin`; as many as hold all ground that is seen.
         """
-        reach = self.config.max_range_m
-        size = math.ceil(reach / resolution_m), math.ceil(2 * reach / resolution_m)
+        origin = np.array(self.occupancy_origin(resolution_m))
+        columns, rows = np.ceil((np.array(self.view.seen.bounds[2:]) - origin) / resolution_m).astype(int).tolist()
 
         def cells(rings: list[Array]) -> NDArray[np.uint8]:
-            return inside_rings([(ring + np.array([0.0, reach])) / resolution_m - 0.5 for ring in rings], size)
+            return inside_rings([(ring - origin) / resolution_m - 0.5 for ring in rings], (columns, rows))
 
         free = cells([ring for polygon in polygons for part in polygon.ground or [] for ring in part.rings])
         seen = cells([ring for part in shapely.get_parts(self.view.seen) for ring in rings_of(part)])
@@ -207,12 +241,12 @@ class Rulers:
         """For this frame. Raises `BadInput`: it is of another shape than the calibrated ones."""
         if self._metres is None or self._metres.view.size != frame.size:
             k, size = self.camera.intrinsics, frame.size
-            if abs(size[0] * k.height - size[1] * k.width) > max(k.width, k.height):  # a row or a column more or less
+            if not k.fits(size):
                 raise BadInput(
                     f"{self.file}: made for frames of {k.width}x{k.height}, and these are {size[0]}x{size[1]}: another shape "
                     "needs another calibration"
                 )
-            camera = Camera(k.scaled(size), self.camera.mount)
+            camera = self.camera.scaled(size)
             self._metres = Metres(camera, self.config)
             self._refiner = PitchRefiner(camera) if self.config.refine_pitch else None
         if self._refiner is not None:
@@ -230,11 +264,7 @@ class Rulers:
             self._stretch = frame.stretch
             refiner.reset()
         if abs(refiner.pitch - metres.camera.mount.pitch) > PITCH_STEP:
-            sigma = dict(self.camera.mount.sigma)
-            if math.isfinite(refiner.sigma):  # else nothing is known of it, as at the beginning
-                sigma["pitch"] = refiner.sigma
-            mount = replace(self.camera.mount, pitch=refiner.pitch, sigma=sigma)
-            metres = Metres(replace(metres.camera, mount=mount), self.config)
+            metres = Metres(replace(metres.camera, mount=refiner.mount), self.config)
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "pitch")
         self._looking = self._thread.submit(refiner.add, frame.image, frame.stamp_ns)

@@ -11,12 +11,15 @@ from numpy.typing import NDArray
 from calibration.quantization import SENSITIVE, QuantisationOptions, measure, named, network_input, with_scales
 from calibration.sensitivity import keep_to_lose, keep_worst, sensitivities, table
 from engine import DEFAULT_MODEL, open_engine, read_contract
+from engine.contract import ModelContract
+from engine.graph import load
 from engine.parity import Parity
 from perception.capture import Selection, open_source
 from perception.errors import BadInput, tell
 from perception.sinks import check_output
 from perception.sinks.base import write_whole
 
+NONE = "none"
 MOST_FRAMES = 1000  # they are all held in memory, at the network's size
 
 
@@ -36,7 +39,7 @@ def quantise_command(
     """Quantise ``model`` on the frames of ``sources``, write it, and say how far it agrees with the float model on them.
 
     Args:
-        keep: parts of the names of nodes that stay in float.
+        keep: parts of the names of nodes that stay in float; ``none`` alone for no node.
         sensitivity: print what INT8 does to each layer.
         worst: measure that, and keep as many of the worst layers in float, instead of ``keep``.
         lose: measure it, and keep as many as it takes for the scores to move by at most this on average, 0 to 1.
@@ -46,13 +49,19 @@ def quantise_command(
     """
     if sum((bool(keep), worst is not None, lose is not None)) > 1:
         raise BadInput("give one of --keep, --keep-worst and --lose: each says which layers stay in float")
+    if lose is not None and not 0 <= lose <= 1:
+        raise BadInput(f"--lose {lose:g}: wanted how far the scores may move on average, 0 to 1")
+    if worst is not None and worst < 0:
+        raise BadInput(f"--keep-worst {worst}: wanted how many layers, 0 or more")
     check_output(out, overwrite)
     contract = read_contract(Path(model) if model else DEFAULT_MODEL)
+    if keep and keep != (NONE,):
+        check_names(contract, keep)
     images = [network_input(contract, image)[0] for image in frames_of(sources, every)]
     if not images:
         raise BadInput("no frames to measure ranges on")
     measured = measure(contract, images, QuantisationOptions(method, activations))
-    kept = named(measured.model, keep or SENSITIVE)
+    kept = [] if keep == (NONE,) else named(measured.model, keep or SENSITIVE)
     if sensitivity or worst is not None or lose is not None:
         found = sensitivities(measured, tell)
         print(table(found))
@@ -71,6 +80,18 @@ def quantise_command(
         f"{out}: int8 from {len(measured.inputs)} frames; on these very frames it overlaps with the float model by IoU "
         f"{agreement}, and the scores move by {row.mean / 255:.5f} on average"
     )
+
+
+def check_names(contract: ModelContract, parts: tuple[str, ...]) -> None:
+    """That each of these is part of the name of a node. Raises BadInput, ModelError."""
+    model = load(contract)
+    for part in parts:
+        if not named(model, [part]):
+            weighted = [node.name or node.output[0] for node in model.graph.node if node.op_type == "Conv"]
+            raise BadInput(
+                f"--keep {part!r}: no node has that in its name; there are {', '.join(weighted[:3])} and others, and "
+                f"--sensitivity names them all; --keep {NONE} keeps no node in float"
+            )
 
 
 def frames_of(sources: list[str], every: int) -> Iterator[NDArray[np.uint8]]:

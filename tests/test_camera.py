@@ -11,15 +11,16 @@ import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import ArrayLike, NDArray
 
 from calibration.camera import Camera, Intrinsics, Mount
+from calibration.covariance import Covariance
 from calibration.ground import (
     GroundView,
-    RangeSigma,
+    RangeUncertainty,
     ground_from_pixels,
     horizon,
     pixels_from_ground,
-    range_intervals,
 )
 
 PINHOLE = Intrinsics(1000, 1000, 639.5, 359.5, 1280, 720)
@@ -191,13 +192,30 @@ class TestRoundTrips:
         if camera.pixel_rays([pixel])[0, 2] < -1e-4:
             np.testing.assert_allclose(pixels_from_ground(camera, ground), [pixel], atol=1e-5)
 
-    @given(lenses, mounts, st.floats(0, 1279))
-    def test_the_horizon_parts_ground_from_sky(self, lens: Intrinsics, mount: Mount, u: float) -> None:
-        camera = Camera(lens, mount)
+    @settings(deadline=None)
+    @given(lenses, mounts, st.integers(0, 1279))
+    def test_the_horizon_parts_ground_from_sky(self, lens: Intrinsics, mount: Mount, u: int) -> None:
+        self.check_column(Camera(lens, mount), u)
+
+    @pytest.mark.parametrize(("lens", "pitch"), [("barrel", 0.5), ("fisheye", 0.9), ("rational", 1.2), ("fisheye", 1.4)])
+    def test_a_horizon_near_the_rim_of_a_lens(self, lens: str, pitch: float) -> None:
+        camera = Camera(replace(LENSES[lens], fx=380.0, fy=380.0), Mount(1.5, pitch))
+        crossed = [self.check_column(camera, u) for u in range(0, 1280, 32)]
+        assert sum(crossed) > 5
+
+    def check_column(self, camera: Camera, u: int) -> bool:
+        """Against the directions of all its pixels: whether the horizon is seen there, which is then found, in the column or,
+        where it is crossed twice, once."""
+        rows = np.arange(-0.5, 720.0)
+        rises = camera.pixel_rays(np.column_stack([np.full(len(rows), u), rows]))[:, 2]
         (v,) = horizon(camera, [u])
-        if -500 < v < 1200 and np.isfinite(camera.pixel_rays([[u, v - 1], [u, v + 1]])).all():
-            above, below = camera.pixel_rays([[u, v - 1], [u, v + 1]])[:, 2]
-            assert above > 0 > below
+        if np.isfinite(v) and -500 < v < 1200:
+            ray = camera.pixel_rays([[u, v]])[0]
+            assert not np.isfinite(ray).all() or abs(ray[2]) < 1e-9
+        crossings = np.flatnonzero(np.sign(rises[1:]) * np.sign(rises[:-1]) < 0)  # False where a direction is unknown
+        if len(crossings) == 1:
+            assert rows[crossings[0]] - 1e-6 <= v <= rows[crossings[0] + 1] + 1e-6
+        return len(crossings) > 0
 
 
 class TestWithoutAnswer:
@@ -321,19 +339,22 @@ class TestGroundView:
 class TestRangeIntervals:
     """How sure the metres are."""
 
+    def intervals(self, camera: Camera, points: ArrayLike, pixel_px: float = 0.0, **sigma: float) -> NDArray[np.float64]:
+        return RangeUncertainty(camera, Covariance.independent(sigma), pixel_px).intervals(points)
+
     def test_pitch_by_hand(self) -> None:
         # At 15 m a camera 1.5 m high looks down atan(0.1); 1.96 * 0.01 rad more or less meet the ground here:
         angle = math.atan2(1.5, 15)
         expected = [1.5 / math.tan(angle + 0.01959964), 1.5 / math.tan(angle - 0.01959964)]
-        np.testing.assert_allclose(range_intervals(LEVEL, [[15, 0]], RangeSigma(pitch=0.01)), [expected], rtol=1e-6)
+        np.testing.assert_allclose(self.intervals(LEVEL, [[15, 0]], pitch=0.01), [expected], rtol=1e-6)
 
     def test_height_by_hand(self) -> None:
         # All distances grow with the height: 2 % of 10 m, to first order.
-        near, far = range_intervals(LEVEL, [[10, 0]], RangeSigma(height_m=0.03))[0]
+        near, far = self.intervals(LEVEL, [[10, 0]], height_m=0.03)[0]
         assert (far - near) / 2 == pytest.approx(1.959964 * 0.2, rel=0.01)
 
     def test_beyond_some_range_nobody_knows(self) -> None:
-        near, far = range_intervals(LEVEL, [[80, 0]], RangeSigma(pitch=0.02))[0]
+        near, far = self.intervals(LEVEL, [[80, 0]], pitch=0.02)[0]
         assert 20 < near < 80
         assert far == math.inf
 
@@ -342,34 +363,48 @@ class TestRangeIntervals:
         camera = Camera(PINHOLE, Mount(1.5, pitch=0.5, x_m=3.0, yaw=math.pi))
         angle = math.atan2(1.5, 2)
         first, last = (1.5 / math.tan(angle + off) for off in (0.0195996, -0.0195996))
-        ((least, greatest), (through, end)) = range_intervals(camera, [[1, 0], [0.05, 0]], RangeSigma(pitch=0.01))
+        ((least, greatest), (through, end)) = self.intervals(camera, [[1, 0], [0.05, 0]], pitch=0.01)
         assert (least, greatest) == (pytest.approx(3 - last, abs=1e-4), pytest.approx(3 - first, abs=1e-4))
         assert through == pytest.approx(0, abs=1e-9), "the origin itself lies within"
         assert end > 0.05
 
     def test_of_what_the_camera_does_not_see_nobody_knows(self) -> None:
-        sigma = RangeSigma(pixel_px=5, pitch=0.01)
         camera = Camera(PINHOLE, Mount(1.5, x_m=1.0))
-        ((near, far), nothing) = range_intervals(camera, [[-4, 0], [np.nan, np.nan]], sigma)
+        ((near, far), nothing) = self.intervals(camera, [[-4, 0], [np.nan, np.nan]], 5.0, pitch=0.01)
         assert (near, far) == (pytest.approx(0, abs=1.0), math.inf)
         assert np.isnan(nothing).all()
 
     @settings(max_examples=100, deadline=None)
     @given(cameras, st.floats(-30, 30), st.floats(-30, 30))
     def test_what_is_said_lies_within(self, camera: Camera, x: float, y: float) -> None:
-        ((near, far),) = range_intervals(camera, [[x, y]], RangeSigma(3.0, 0.01, 0.01, 0.02))
+        ((near, far),) = self.intervals(camera, [[x, y]], 3.0, pitch=0.01, roll=0.01, height_m=0.02)
         assert near <= math.hypot(x, y) + 1e-6
         assert far >= math.hypot(x, y) - 1e-6
 
     def test_range_is_from_base_link(self) -> None:
         camera = Camera(PINHOLE, Mount(1.5, x_m=2.0))
-        np.testing.assert_allclose(range_intervals(camera, [[17, 0]], RangeSigma()), [[17, 17]])
+        np.testing.assert_allclose(self.intervals(camera, [[17, 0]]), [[17, 17]])
+
+    def test_errors_that_make_up_for_each_other(self) -> None:
+        # A principal point 10 px lower and a camera turned up by as much put the horizon, and all that is far, where it was.
+        both = Covariance.of(("cy", "pitch"), [[100.0, 0.1], [0.1, 1e-4]])
+        alone = Covariance.of(("cy", "pitch"), [[100.0, 0.0], [0.0, 1e-4]])
+        (near, far), (nearest, farthest) = (RangeUncertainty(LEVEL, known).intervals([[30, 0]])[0] for known in (both, alone))
+        assert far - near < 0.2
+        assert (nearest, farthest) == (pytest.approx(19.3, abs=0.1), pytest.approx(67.3, abs=0.5))
+
+    def test_images_of_another_size_are_as_sure(self) -> None:
+        known = Covariance.of(("fy", "cy", "pitch"), [[25, 3, 0.002], [3, 100, 0.06], [0.002, 0.06, 1e-4]])
+        camera = Camera(BARREL, Mount(1.5, 0.05, covariance=known))
+        half = camera.scaled((640, 360))
+        whole, halved = (RangeUncertainty(c, c.uncertain).intervals([[20, 3], [8, -2]]) for c in (camera, half))
+        np.testing.assert_allclose(whole, halved, rtol=1e-4)
 
     @pytest.mark.parametrize("lens", LENSES)
     def test_95_of_100_lie_within(self, lens: str) -> None:
         """Points seen with noise by a camera whose pitch, roll and height are not quite what they are taken to be."""
         taken = Camera(LENSES[lens], Mount(1.5, pitch=0.08, yaw=0.1, x_m=1.0))
-        sigma = RangeSigma(pixel_px=1.5, pitch=0.004, roll=0.006, height_m=0.02)
+        sigma = {"pixel_px": 1.5, "pitch": 0.004, "roll": 0.006, "height_m": 0.02}
         rng = np.random.default_rng(3)
         held = []
         for _ in range(60):
@@ -377,7 +412,7 @@ class TestRangeIntervals:
             truth = np.stack([rng.uniform(5, 35, 80), rng.uniform(-4, 4, 80)], axis=1)
             seen = pixels_from_ground(Camera(LENSES[lens], mount), truth) + rng.normal(0, 1.5, (80, 2))
             placed = ground_from_pixels(taken, seen)
-            near, far = range_intervals(taken, placed, sigma).T
+            near, far = self.intervals(taken, placed, **sigma).T
             away = np.hypot(*truth.T)
             held.append((near <= away) & (away <= far))
         assert np.mean(held) == pytest.approx(0.95, abs=0.03)

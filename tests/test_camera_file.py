@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from calibration.camera import COEFFICIENTS, Intrinsics, Mount
-from calibration.camera_file import read_camera, read_mounted, to_yaml, write_camera
+from calibration.camera_file import other_keys, read_camera, read_mounted, to_yaml, write_camera
+from calibration.covariance import Covariance
+from engine.settings import parse_yaml
 
 finite = st.floats(-1e6, 1e6)
 positive = st.floats(1e-3, 1e6)
@@ -112,6 +114,14 @@ class TestRoundTrip:
         with pytest.raises(ValueError, match="mount: missing"):
             read_mounted(tmp_path / "camera.yaml")
 
+    def test_covariances_are_read_as_written(self, tmp_path: Path) -> None:
+        lens = Covariance.of(("fx", "k1"), [[9.0, -0.01], [-0.01, 0.04]])
+        camera = Intrinsics(500, 510, 320, 240, 640, 480, covariance=lens)
+        joint = lens.beside(Covariance.independent({"pitch": 0.01, "height_m": 0.1}))
+        mount = Mount(1.4, 0.02, covariance=joint.measured(("pitch",), ("fx",), [[1 / 3]], [[1e-7]]))
+        write_camera(tmp_path / "camera.yaml", camera, mount)
+        assert read_camera(tmp_path / "camera.yaml") == (camera, mount)
+
     def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(OSError, match="nowhere"):
             write_camera(tmp_path / "nowhere/camera.yaml", Intrinsics(500, 510, 320, 240, 640, 480))
@@ -126,6 +136,15 @@ class TestRos:
         assert camera == Intrinsics(
             612.5, 613.25, 319.5, 239.5, 640, 480, "plumb_bob", (-0.25, 0.0625, 0.001, -0.0005, 0.0), "narrow_stereo"
         )
+
+    def test_what_else_it_holds_is_kept(self, tmp_path: Path) -> None:
+        file = write(tmp_path, ROS.replace("[1, 0, 0, 0, 1, 0, 0, 0, 1]", "[0.8, 0.6, 0, -0.6, 0.8, 0, 0, 0, 1]"))
+        before, (camera, _) = parse_yaml(file.read_text()), read_camera(file)
+        write_camera(tmp_path / "car.yaml", camera, Mount(1.4), other_keys(file))
+        after = yaml.safe_load((tmp_path / "car.yaml").read_text())
+        assert after.pop("mount")["height_m"] == 1.4
+        assert after == before
+        assert after["rectification_matrix"]["data"][0] == 0.8
 
     def test_fewer_coefficients_and_a_column_of_them(self, tmp_path: Path) -> None:
         text = ROS.replace(
@@ -184,6 +203,14 @@ class TestMistakes:
             ({"distortion_coefficients__data": [0.0] * 4}, "distortion_coefficients"),
             ({"sigma__fx": -1.0}, r"sigma\.fx"),
             ({"sigma__fx": "wide"}, r"sigma\.fx"),
+            ({"covariance": {"names": ["fx", "fy"], "data": [1.0, 0.0, 0.0]}}, "covariance: .*4 numbers"),
+            ({"covariance": {"names": ["fx", "fy"], "data": [1.0, 2.0, 2.0, 1.0]}}, "covariance: .*no covariance"),
+            ({"covariance": {"names": ["pitch"], "data": [1.0]}}, r"covariance\.names: 'pitch'"),
+            ({"covariance": {"names": ["fx"], "data": [float("nan")]}}, r"covariance\.data\.0"),
+            (
+                {"mount__covariance": {"names": ["pitch", "k4"], "data": [1.0, 0.0, 0.0, 1.0]}},
+                r"mount\.covariance\.names: 'k4'",
+            ),
             ({"mount": 3}, "mount"),
             ({"mount__height_m": None}, r"mount\.height_m"),
             ({"mount__height_m": -1.4}, r"mount\.height_m"),

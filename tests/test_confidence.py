@@ -198,14 +198,19 @@ def test_polygons_weigh_by_area_and_stand_in_bins() -> None:
     truths = [
         PolygonTruth(0, "a", 0.91, 0.89, 300_000),
         PolygonTruth(1, "b", 0.89, 0.93, 100_000),
-        PolygonTruth(2, "c", 0.60, 0.20, 10_000),
+        PolygonTruth(2, "c", 0.60, 0.20, 9_000),
+        PolygonTruth(2, "c", 0.50, 0.49, 1_000),
     ]
     found = polygons_described(truths, 0.0)
-    assert found["says"] == pytest.approx((0.91 * 30 + 0.89 * 10 + 0.6) / 41, abs=1e-4)
-    assert found["true"] == pytest.approx((0.89 * 30 + 0.93 * 10 + 0.2) / 41, abs=1e-4)
-    assert [(b["around"], b["number"]) for b in found["bins"]] == [(0.6, 1), (0.9, 2)]
-    assert found["bins"][1]["true"] == pytest.approx(0.90)
-    assert found["within"] == pytest.approx(40 / 41, abs=1e-4), "the small one is far off"
+    assert found["says"] == pytest.approx((0.91 * 300 + 0.89 * 100 + 0.6 * 9 + 0.5) / 410, abs=1e-4)
+    assert found["true"] == pytest.approx((0.89 * 300 + 0.93 * 100 + 0.2 * 9 + 0.49) / 410, abs=1e-4)
+    assert [(b["around"], b["number"]) for b in found["bins"]] == [(0.5, 1), (0.6, 1), (0.9, 2)]
+    assert found["bins"][2]["true"] == pytest.approx(0.90)
+    assert found["within"] == pytest.approx(401 / 410, abs=1e-4), "one of the small ones is far off"
+    small, large = found["small"], found["large"]
+    assert (small["number"], small["says"], small["true"], small["within"]) == (2, 0.55, 0.345, 0.5)
+    assert (large["number"], large["says"], large["true"], large["within"]) == (2, 0.9, 0.91, 0.5)
+    assert polygons_described(truths[:2], 0.0)["small"] == {"number": 0}
 
 
 def test_extract_gives_shifted_confidences() -> None:

@@ -15,16 +15,17 @@ from conftest import parts_in, write_image, write_video
 from numpy.typing import NDArray
 
 from calibration.boards import Board, View, detect
-from calibration.bundle import PARAMETERS, Seen, cost, derivatives, fit_fisheye, vector, with_vector
-from calibration.camera import Intrinsics
+from calibration.bundle import Seen, cost, derivatives, fit_fisheye, vector, with_vector
+from calibration.camera import PARAMETERS, Intrinsics
 from calibration.camera_file import read_camera, write_camera
 from calibration.drawings import coverage_picture, guide_picture, undistort, undistortion_preview, without_distortion
 from calibration.guide import measure, missing, offer, steady, thin_out
 from calibration.intrinsics import Calibration, calibrate, covered, doubts, solve, uncertainty
-from perception.calibrate_camera import Collected, board_of, calibrate_camera, watch
+from perception.calibrate_camera import Collected, calibrate_camera, watch
 from perception.capture.base import Source
 from perception.errors import BadInput
 from perception.frame import Frame
+from perception.options import board_of
 
 PHOTOS = Path(__file__).parents[2] / "shared/clips/chessboard"
 
@@ -204,6 +205,19 @@ class TestDetection:
         if board.pattern == "charuco":  # whose corners have names
             assert np.hypot(*(view.pixels - truth[view.ids]).T).max() < 0.25
 
+    @pytest.mark.parametrize(("columns", "rows"), [(8, 6), (7, 6), (8, 5)])
+    @pytest.mark.parametrize("old", [False, True])
+    def test_boards_that_an_older_opencv_drew(self, columns: int, rows: int, old: bool) -> None:
+        board = Board("charuco", columns, rows, 0.03, 0.022)
+        drawn = cv2.aruco.CharucoBoard((columns, rows), 0.03, 0.022, board.markers)
+        drawn.setLegacyPattern(old)
+        picture = np.pad(drawn.generateImage((100 * columns, 100 * rows)), 80, constant_values=255)
+        view = detect(board, cv2.GaussianBlur(picture, (0, 0), 1.0))
+        assert len(view.ids) == board.count
+        assert view.old_layout == (old and rows % 2 == 0)
+        wanted = 100 * board.points[:, :2] / 0.03 + 180 - 0.5
+        np.testing.assert_allclose(view.pixels, wanted, atol=0.3)
+
     def test_part_of_a_charuco_board_is_enough(self) -> None:
         place = pose(0.2, 0.1, 0.0, np.array([0.5, 0.1, 1.0]), 0.35, CHARUCO)
         view = detect(CHARUCO, render("pinhole", CHARUCO, place))
@@ -269,16 +283,17 @@ class TestUncertainty:
     def test_independent_errors(self, model: str, runs: int) -> None:
         k = CAMERAS[model]
         places = poses(k, BOARD, 12)
-        scores = []
+        scores, together = [], []
         for seed in range(runs):
             found, fits = solve(BOARD, ideal(k, BOARD, places, 0.3, seed), (640, 480), k.distortion_model)
-            sigma = uncertainty(found, fits)
-            scores.append(
-                [(a - b) / sigma[n] for n, a, b in zip(PARAMETERS[k.distortion_model], vector(found), vector(k), strict=True)]
-            )
+            known, off = uncertainty(found, fits), vector(found) - vector(k)
+            assert known.names == PARAMETERS[k.distortion_model]
+            scores.append(off / list(known.sigma.values()))
+            together.append(off @ np.linalg.solve(known.matrix, off) / off.size)
         spread = np.sqrt(np.mean(np.square(scores), axis=0))  # ideally 1
         assert 0.6 < spread.mean() < 1.15
         assert spread.max() < 1.7
+        assert 0.3 < np.mean(together) < 1.5  # the squared distance in terms of the covariance, ideally 1
 
     def test_boards_that_are_not_flat(self) -> None:
         # Each board is bent in its own way: the textbook's deviations, OpenCV's, are far too small then.
@@ -296,7 +311,7 @@ class TestUncertainty:
                 pixels = k.project(points @ place[:3, :3].T + place[:3, 3])
                 views[i] = replace(views[i], pixels=pixels + rng.normal(0, 0.05, pixels.shape))
             found, fits = solve(BOARD, views, (640, 480), "plumb_bob")
-            sigma = uncertainty(found, fits)
+            sigma = uncertainty(found, fits).sigma
             points32 = [BOARD.points.astype(np.float32)] * len(views)
             pixels32 = [v.pixels.astype(np.float32) for v in views]
             opencv = cv2.calibrateCameraExtended(points32, pixels32, (640, 480), np.eye(3), np.zeros(5))[5].ravel()
@@ -660,7 +675,7 @@ class TestPhotographs:
         whole, fits = solve(board, usable, (1280, 720), "plumb_bob")
         without = [vector(solve(board, [v for v in usable if v is not left], (1280, 720), "plumb_bob")[0]) for left in usable]
         full = np.sqrt((len(usable) - 1) / len(usable) * np.square(without - vector(whole)).sum(axis=0))
-        sigma = uncertainty(whole, fits)
+        sigma = uncertainty(whole, fits).sigma
         for name, expected in zip(("fx", "fy", "cx", "cy"), full, strict=False):
             assert sigma[name] == pytest.approx(expected, rel=0.5)
 

@@ -187,8 +187,13 @@ def test_a_scan_says_infinity_where_free_ground_goes_on_and_nan_where_none_is_se
 def test_the_cell_under_a_point_of_free_ground_is_free(make: Messages) -> None:
     message = make.occupancy(grounded(), 0.5)
     info = message.info
-    assert (info.width, info.height, info.resolution) == (40, 80, 0.5)
-    assert (info.origin.position.x, info.origin.position.y, info.origin.orientation.w) == (0.0, -20.0, 1.0)
+    given = grounded()
+    assert given.metres is not None
+    least_x, least_y, greatest_x, greatest_y = given.metres.view.seen.bounds
+    corner = info.origin.position
+    assert (corner.x, corner.y) == (math.floor(least_x * 2) / 2, math.floor(least_y * 2) / 2)
+    assert (info.width, info.height) == (math.ceil((greatest_x - corner.x) * 2), math.ceil((greatest_y - corner.y) * 2))
+    assert (info.resolution, info.origin.orientation.w) == (0.5, 1.0)
     cells = np.array(message.data).reshape(info.height, info.width)
     assert stamped(message) == (STAMP_NS, "base")
 
@@ -196,7 +201,7 @@ def test_the_cell_under_a_point_of_free_ground_is_free(make: Messages) -> None:
         row, column = math.floor((y - info.origin.position.y) / 0.5), math.floor((x - info.origin.position.x) / 0.5)
         return int(cells[row, column])
 
-    assert (at(8.2, 0.7), at(8.2, -0.7), at(8.2, 6.0), at(1.0, 0.2)) == (0, 0, -1, -1)
+    assert (at(8.2, 0.7), at(8.2, -0.7), at(8.2, 4.0), at(corner.x + 0.1, 0.2)) == (0, 0, -1, -1)
     assert (cells == 0).sum() == 8 * 4
 
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from calibration.camera import Camera, Intrinsics, Mount
 from calibration.camera_file import write_camera
+from calibration.covariance import Covariance
 from calibration.ground import ground_from_pixels, pixels_from_ground
 from engine.base import Engine
 from perception import metres
@@ -29,7 +30,7 @@ from perception.causes import Code
 from perception.config import Config, GroundConfig, HealthConfig
 from perception.errors import BadInput
 from perception.frame import Frame
-from perception.freespace import Distance, Freespace, Ground, Polygon
+from perception.freespace import Distance, Freespace, Ground, Polygon, Width
 from perception.metres import FREE, OCCUPIED, UNKNOWN, Metres, Rulers
 from perception.node import process
 
@@ -75,6 +76,7 @@ class TestScene:
         step = round(0.3 / 0.0175) * 0.0175
         assert range_at(ground, step) == pytest.approx(3 / math.sin(step), abs=0.01)
         assert [(w.right_m, w.left_m) for w in ground.widths] == [pytest.approx((-3, 3), abs=0.01)] * 2 + [(0.0, 0.0)]
+        assert [(w.right_ends, w.left_ends) for w in ground.widths] == [(True, True)] * 2 + [(False, False)]
 
     def test_what_the_box_hides(self) -> None:
         ground = place([road(LEVEL, 30.0, BOX)])
@@ -129,6 +131,42 @@ class TestScene:
         assert ground.ahead.m == pytest.approx(BEGIN_M, abs=0.01)
         assert range_at(ground, 0.0) == pytest.approx(BEGIN_M, abs=0.01)
         assert all((w.right_m, w.left_m) == (0, 0) for w in ground.widths)
+
+    def test_a_width_says_what_is_not_seen_and_where_only_the_view_ends(self) -> None:
+        """At 3 m nothing is seen, at 5 m the picture's sides are 3.2 m away, at 45 m the range has ended."""
+        config = SETTINGS.model_copy(update={"widths_at_m": [3.0, 5.0, 20.0, 45.0]})
+        whole = seen(LEVEL, [(1.0, -60), (60, -60), (60, 4), (1, 4)])
+        below, near, far, beyond = place([whole], LEVEL, config).widths
+        for width in (below, beyond):
+            assert np.isnan([width.right_m, width.left_m, width.right_near_m, width.left_far_m]).all()
+            assert (width.right_ends, width.left_ends) == (False, False)
+        assert (near.right_m, near.left_m) == pytest.approx((-3.2, 3.2), abs=0.01)
+        assert (near.right_far_m, near.left_far_m) == (-math.inf, math.inf)
+        assert (near.right_ends, near.left_ends) == (False, False)
+        assert (far.right_m, far.left_m) == pytest.approx((-12.8, 4), abs=0.01)
+        assert (far.right_ends, far.left_ends) == (False, True)
+        assert 0 < far.left_near_m < 4 < far.left_far_m < math.inf
+
+    def test_nothing_free_on_ground_that_is_seen(self) -> None:
+        width = place([]).widths[0]
+        assert (width.right_m, width.left_m, width.left_near_m, width.left_far_m) == (0, 0, 0, math.inf)
+        assert str(width.right_near_m) == "0.0"
+
+    @pytest.mark.parametrize("x", [6.0, 15.0])
+    def test_widths_lie_in_their_intervals(self, x: float) -> None:
+        """A road as a camera sees it whose pitch and yaw are not quite those it is taken to have, and with noise."""
+        rng, sigma = np.random.default_rng(1), {"pitch": 0.006, "roll": 0.0, "yaw": 0.008, "height_m": 0.02}
+        config = SETTINGS.model_copy(update={"widths_at_m": [x], "pitch_sigma": 0.0, "pixel_sigma": 2 / 720})
+        taken = Metres(Camera(PINHOLE, Mount(1.5, pitch=0.1, sigma=sigma)), config)
+        held = []
+        for _ in range(80):
+            off = {name: rng.normal(0, s) for name, s in sigma.items()}
+            truly = Camera(PINHOLE, Mount(1.5 + off["height_m"], 0.1 + off["pitch"], yaw=off["yaw"]))
+            polygon = seen(truly, [(3.0, -3), (30, -3), (30, 2), (3, 2)])
+            moved = polygon.exterior + rng.normal(0, 2, 2)
+            (width,) = taken.place([replace(polygon, exterior=moved)])[1].widths
+            held += [width.left_near_m <= 2 <= width.left_far_m, width.right_far_m <= -3 <= width.right_near_m]
+        assert np.mean(held) == pytest.approx(0.95, abs=0.045)
 
     def test_free_ground_behind_an_obstacle_does_not_count(self) -> None:
         ground = place([seen(LEVEL, [(10, -3), (20, -3), (20, 3), (10, 3)])])
@@ -212,6 +250,28 @@ class TestScene:
         ground = place([behind], camera)
         middle = ground.scan.ranges_m[len(ground.scan.ranges_m) // 2]
         assert middle == pytest.approx(20, abs=0.05)
+
+
+class TestHowSure:
+    """The way ahead's interval, by what is known of the mount."""
+
+    def spread(self, **sigma: float) -> float:
+        ahead = place([road(LEVEL, 15.0)], replace(LEVEL, mount=replace(LEVEL.mount, sigma=sigma))).ahead
+        assert ahead is not None
+        return ahead.far_m - ahead.near_m
+
+    def test_what_nobody_measured_is_not_certain(self) -> None:
+        certain = self.spread(pitch=0.0, roll=0.0, height_m=0.0)
+        assert self.spread() > self.spread(pitch=0.0, roll=0.0) > certain
+        assert self.spread() == pytest.approx(self.spread(pitch=0.02, roll=0.02, height_m=0.05))
+        assert self.spread(roll=0.0, height_m=0.0) > 2 * certain
+
+    def test_what_makes_up_for_each_other(self) -> None:
+        known = Covariance.of(("cy", "pitch"), [[400.0, 0.4], [0.4, 4e-4]]).plus({"roll": 0.0, "height_m": 0.0})
+        camera = replace(LEVEL, mount=replace(LEVEL.mount, covariance=known))
+        ahead = place([road(LEVEL, 15.0)], camera).ahead
+        assert ahead is not None
+        assert ahead.far_m - ahead.near_m < 1.05 * self.spread(pitch=0.0, roll=0.0, height_m=0.0)
 
 
 @st.composite
@@ -300,20 +360,37 @@ class TestOccupancy:
         metres = Metres(LEVEL, SETTINGS)
         polygons, _ = metres.place([road(LEVEL, 30.0, BOX)])
         grid = metres.occupancy(polygons, 0.5)
-        assert grid.shape == (160, 80)
+        left, bottom = metres.occupancy_origin(0.5)
+        assert left == 4.0  # the view begins at 4.17 m
+        assert (left % 0.5, bottom % 0.5) == (0, 0)
 
         def cell(x: float, y: float) -> int:
-            return int(grid[int((y + 40) / 0.5), int(x / 0.5)])
+            return int(grid[int((y - bottom) / 0.5), int((x - left) / 0.5)])
 
         assert cell(10, 0) == cell(10, -2.6) == cell(20, 2) == FREE
         assert cell(14.2, 0.5) == OCCUPIED  # the near side of the box
         assert cell(15, 0.6) == UNKNOWN  # its inside
         assert cell(10, 3.2) == OCCUPIED  # the side of the road
         assert cell(10, 5) == cell(35, 0) == UNKNOWN  # seen, and nobody knows what it is
-        assert cell(1, 0) == UNKNOWN  # below the picture
         assert np.count_nonzero(grid == FREE) * 0.25 == pytest.approx(
             sum(p.area_m2 for q in polygons for p in q.ground or []), rel=0.03
         )
+
+    @pytest.mark.parametrize("yaw", [math.pi, math.pi / 2, -2.0])
+    def test_wherever_the_camera_looks(self, yaw: float) -> None:
+        """All ground that is seen has its cells: as much is free as by the polygons, and it is bounded on all sides."""
+        camera = Camera(PINHOLE, Mount(1.5, yaw=yaw, x_m=-1.0))
+        turn = np.array([[math.cos(yaw), math.sin(yaw)], [-math.sin(yaw), math.cos(yaw)]])
+        metres = Metres(camera, SETTINGS)
+        square = np.array([(8.0, -2.0), (12, -2), (12, 2), (8, 2)]) @ turn
+        polygons, ground = metres.place([seen(camera, [(x, y) for x, y in square])])
+        grid = metres.occupancy(polygons, 0.25)
+        assert np.count_nonzero(grid == FREE) / 16 == pytest.approx(ground.area_m2, rel=0.03)
+        assert ground.area_m2 == pytest.approx(16, rel=0.01)
+        assert np.count_nonzero(grid == OCCUPIED) > 4 * 16
+        row, column = np.argwhere(grid == FREE).mean(axis=0)
+        middle = np.array(metres.occupancy_origin(0.25)) + 0.25 * (np.array([column, row]) + 0.5)
+        np.testing.assert_allclose(middle, square.mean(axis=0), atol=0.1)
 
     def test_the_view_s_edge_is_no_obstacle(self) -> None:
         metres = Metres(LEVEL, SETTINGS)
@@ -358,15 +435,18 @@ class TestResult:
         assert ground is not None
         unseen = np.full_like(ground.scan.ranges_m, np.nan)
         scan = replace(ground.scan, ranges_m=unseen, near_m=unseen, far_m=unseen)
-        ground = replace(ground, scan=scan, ahead=Distance(9.0, 8.0, math.inf))
+        unknown, open_ended = Width(3.0, *[math.nan] * 6, False, False), Width(5.0, -3, 3, -2, -math.inf, 2, 4, False, True)  # type: ignore[arg-type]
+        ground = replace(ground, scan=scan, ahead=Distance(9.0, 8.0, math.inf), widths=[unknown, open_ended])
         again = Freespace.from_json(replace(self.result(), ground=ground).to_json()).ground
         assert again is not None
         assert again.ahead == ground.ahead
+        assert again.widths[1] == open_ended
+        assert str(again.widths[0]) == str(unknown)
         assert np.isnan([again.scan.ranges_m, again.scan.near_m, again.scan.far_m]).all()
 
     @pytest.mark.parametrize(
         ("part", "key", "value"),
-        [("ahead", "m", "far"), ("ahead", "near_m", [1]), ("widths", "left_m", "wide")],
+        [("ahead", "m", "far"), ("ahead", "near_m", [1]), ("widths", "left_m", "wide"), ("widths", "left_ends", 1)],
     )
     def test_a_line_with_something_else_for_a_number_is_refused(self, part: str, key: str, value: object) -> None:
         tree = json.loads(self.result().to_json())
@@ -420,9 +500,13 @@ class Pitching:
     """Stands for the refiner: the pitch it says, and what it was given."""
 
     def __init__(self, camera: Camera) -> None:
-        self.pitch, self.sigma, self.given, self.resets = camera.mount.pitch, 0.002, list[int](), 0
+        self.camera, self.pitch, self.given, self.resets = camera, camera.mount.pitch, list[int](), 0
         self.go = threading.Event()
         self.go.set()
+
+    @property
+    def mount(self) -> Mount:
+        return replace(self.camera.mount, pitch=self.pitch, sigma={"pitch": 0.002, "height_m": 0.02})
 
     def add(self, image: Image, stamp_ns: int) -> None:
         self.go.wait(10)
@@ -468,17 +552,6 @@ class TestRefinedPitch:
         assert after.view.seen.area != before.view.seen.area
         rulers._refiner.pitch = 0.0101  # type: ignore[union-attr]
         assert rulers.at(frame(1280, 720)) is after, "less than a fiftieth of a degree moves nothing"
-
-    def test_a_pitch_that_nobody_knows_is_as_sure_as_before(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(metres, "PitchRefiner", Pitching)
-        write_camera(tmp_path / "car.yaml", LEVEL.intrinsics, LEVEL.mount)
-        rulers = Rulers(SETTINGS.model_copy(update={"refine_pitch": True}), tmp_path / "car.yaml")
-        before = rulers.at(frame(1280, 720)).place([road(LEVEL)])[1]
-        rulers._refiner.pitch = 0.01  # type: ignore[union-attr]
-        rulers.at(frame(1280, 720))
-        rulers._refiner.pitch, rulers._refiner.sigma = 0.0, math.inf  # type: ignore[union-attr]  # it began anew
-        after = rulers.at(frame(1280, 720)).place([road(LEVEL)])[1]
-        assert after.ahead == before.ahead
 
     def test_a_frame_of_a_recording_never_waits_for_itself(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """What it says comes into force with the next one, however fast it is looked at."""

@@ -88,7 +88,9 @@ def test_int8_says_nearly_the_same(quantised: Path, backend: str, file: str) -> 
 def test_other_ways_of_finding_ranges(tiny_model: Path, method: str) -> None:
     options = QuantisationOptions(method, "int8", keep=())
     model = quantise(read_contract(tiny_model), drive(20), options)
-    assert json.loads({p.key: p.value for p in model.metadata_props}["freespace.quantisation"])["frames"] == 16, "in parts of 8"
+    assert json.loads({p.key: p.value for p in model.metadata_props}["freespace.quantisation"])["frames"] == 20, (
+        "in parts of 8, 8 and 4"
+    )
     assert is_quantised(model)
     zeros = [onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name.endswith("zero_point")]
     assert zeros
@@ -244,6 +246,23 @@ def test_quantize_command_measures_sensitivity(tmp_path: Path, capsys: pytest.Ca
     assert json.loads(read_contract(out).metadata["freespace.quantisation"])["kept"] == []
     with pytest.raises(BadInput, match="--keep-worst"):
         quantise_command([str(frames)], out, str(model), 1, "minmax", "uint8", ("fine",), True, worst=1)
+    with pytest.raises(BadInput, match="--keep 'notanode': no node"):
+        quantise_command(["nowhere.mp4"], out, str(model), 1, "minmax", "uint8", ("fine", "notanode"), True)
+    for options, said in (({"lose": -1.0}, "--lose -1"), ({"lose": 1.5}, "--lose 1.5"), ({"worst": -1}, "--keep-worst -1")):
+        with pytest.raises(BadInput, match=said):
+            quantise_command(["nowhere.mp4"], out, str(model), 1, "minmax", "uint8", (), True, **options)  # type: ignore[arg-type]
+
+
+def test_all_frames_count_in_every_method(tiny_model: Path) -> None:
+    """The brightest is the last of nine: ranges know it."""
+    frames = [np.full((64, 128, 3), 10, np.uint8)] * 8
+    for method in ("percentile", "entropy"):
+        options = QuantisationOptions(method, "int8", keep=())
+        measured = [
+            measure(read_contract(tiny_model), [*frames, last], options) for last in (frames[0], np.full_like(frames[0], 250))
+        ]
+        dark, bright = (max(float(np.max(r.range_value[1])) for r in m.ranges.data.values()) for m in measured)
+        assert bright > dark
 
 
 def test_quantize_command(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,3 +276,11 @@ def test_quantize_command(tmp_path: Path, tiny_model: Path, capsys: pytest.Captu
     assert read_contract(out).quantised
     with pytest.raises(Exception, match="--overwrite"):
         app(arguments, standalone_mode=False)
+    named = ["calibrate", "quantize", str(tiny_model), "--frames", source, "--out", str(out), "--keep", "none", "--overwrite"]
+    app(named, standalone_mode=False)
+    assert "int8 from 10 frames" in capsys.readouterr().out
+    assert json.loads(read_contract(out).metadata["freespace.quantisation"])["kept"] == []
+    with pytest.raises(Exception, match="one model, and nothing else"):
+        app([*named, "--model", str(tiny_model)], standalone_mode=False)
+    with pytest.raises(Exception, match="no frames"):
+        app(["calibrate", "quantize", "--out", str(out), "--overwrite"], standalone_mode=False)

@@ -636,7 +636,7 @@ def test_metres_and_what_fails_while_it_is_active(peer: Peer, node: NodeProcess,
     def cell(x: float, y: float) -> int:
         return int(cells[int((y - origin.y) / grid.info.resolution), int((x - origin.x) / grid.info.resolution)])
 
-    assert (cell(8.0, 0.0), cell(20.0, 0.0), cell(-0.0, 20.0)) == (0, -1, -1)
+    assert (cell(8.0, 0.0), cell(20.0, 0.0), cell(30.0, 15.0)) == (0, -1, -1)
 
     diagnostics = peer.listen(DiagnosticArray, "/diagnostics")
     wrong = "another shape needs another calibration"

@@ -715,8 +715,9 @@ def test_the_ground_in_a_browser(site: Site, browser: Any) -> None:
         assert text("ahead-range") == "ahead (11.0 or more)"
         assert text("area") == f"{area:.0f} m²"
         assert (widths[1].left_m, widths[1].right_m) == pytest.approx((3, -3), abs=0.02)
+        assert (widths[0].left_ends, widths[1].left_ends) == (False, True), "nearby the picture ends before the road does"
         assert text("widths").split("\n") == [
-            "5 m\t" + f"{widths[0].left_m - widths[0].right_m:.1f} m",
+            "5 m\t" + f"{widths[0].left_m - widths[0].right_m:.1f} m or more",
             "10 m\t6.0 m",
             "20 m\t6.0 m",
             "30 m\tnone",

@@ -199,10 +199,11 @@ def grid(occupancy: NDArray[np.int8], metres: Metres, at: int) -> Any:
     for value, rgba in CELLS.items():
         cells[occupancy == value] = (*rgba, value % 256)
     kinds = PackedElementFieldNumericType
+    x, y = metres.occupancy_origin(CELL_M)
     return Grid(
         timestamp=stamp(at),
         frame_id=metres.camera.mount.frame_id,
-        pose=Pose(position=Vector3(x=0.0, y=-metres.config.max_range_m, z=0.0), orientation=Quaternion(w=1.0)),
+        pose=Pose(position=Vector3(x=x, y=y, z=0.0), orientation=Quaternion(w=1.0)),
         column_count=occupancy.shape[1],
         cell_size=Vector2(x=CELL_M, y=CELL_M),
         row_stride=cells.strides[0],
