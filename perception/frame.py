@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+SECOND_NS = 1_000_000_000
+
 Clock = Literal["media", "system", "ros"]
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from calibration.ground import GroundPolygon
 from perception.causes import Cause, Code, encodable
 from perception.frame import Clock
+
+if TYPE_CHECKING:
+    from calibration.ground import GroundPolygon
 
 SCHEMA = "freespace/1"
 
@@ -263,6 +265,8 @@ def part_to_dict(part: GroundPolygon) -> dict[str, Any]:
 
 
 def part_from_dict(data: Any) -> GroundPolygon:
+    from calibration.ground import GroundPolygon  # only where there are metres
+
     exterior, *interiors = (np.array(r, np.float64).reshape(-1, 2) for r in (data["exterior"], *typed(data, "interiors", list)))
     return GroundPolygon(exterior, interiors, typed(data, "area_m2", float, int))
 

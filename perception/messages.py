@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from calibration.camera import Camera, DistortionModel, Intrinsics
 from perception.birdseye import laser_ranges
 from perception.errors import BadInput, FreespaceError
+from perception.frame import SECOND_NS
 from perception.freespace import Freespace, Ring, State
 from perception.overlay import draw
 from perception.polygons import exact_mask
@@ -35,7 +36,6 @@ Types: TypeAlias = Callable[[str], Any]
 Image = NDArray[np.uint8]
 Number: TypeAlias = float  # within `Messages` the name means its method
 
-SECOND_NS = 1_000_000_000
 RINGS = 1_000_000  # ids kept for the rings of one polygon
 NO_POLYGON = -1  # id of the message that says that there is no polygon
 LINE_M = 0.1  # width of the markers' lines

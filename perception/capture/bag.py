@@ -12,14 +12,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from calibration.camera import Intrinsics
 from perception.capture.base import Selection, Source
 from perception.capture.images import natural
 from perception.errors import BadInput, FreespaceError
-from perception.frame import Frame
-from perception.messages import SECOND_NS, image_from_message, intrinsics_from_message
+from perception.frame import SECOND_NS, Frame
+
+if TYPE_CHECKING:
+    from calibration.camera import Intrinsics
 
 IMAGE, COMPRESSED, CAMERA_INFO = (f"sensor_msgs/msg/{kind}" for kind in ("Image", "CompressedImage", "CameraInfo"))
 FILES = (".mcap", ".db3")
@@ -80,6 +81,8 @@ class BagSource(Source):
         )
 
     def frames(self) -> Iterator[Frame]:
+        from perception.messages import image_from_message
+
         selection, kind = self._selection, self._bag.topics[self.topic][0]
         newest_ns, stretch, unstamped, seq = None, 0, False, -1
         started = time.perf_counter_ns()
@@ -148,6 +151,8 @@ class BagSource(Source):
 
     def intrinsics(self) -> Intrinsics | None:
         """The camera by the first ``camera_info`` beside the topic; None where there is none, or an uncalibrated one."""
+        from perception.messages import intrinsics_from_message
+
         base = self.topic.removesuffix("/compressed")
         topic = f"{base.rpartition('/')[0]}/camera_info"
         if self._bag.topics.get(topic, ("", 0))[0] != CAMERA_INFO:

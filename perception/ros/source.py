@@ -11,8 +11,8 @@ from perception.capture.bag import JUMP_NS
 from perception.capture.base import Source
 from perception.causes import Cause, Code
 from perception.errors import FreespaceError
-from perception.frame import Frame
-from perception.messages import SECOND_NS, image_from_message
+from perception.frame import SECOND_NS, Frame
+from perception.messages import image_from_message
 from perception.slot import Closed, Slot
 
 UNSTAMPED = (

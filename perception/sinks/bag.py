@@ -20,9 +20,9 @@ import numpy as np
 
 from perception.config import SMALL_TOPICS, BagTopic
 from perception.errors import BadInput
-from perception.frame import Frame
+from perception.frame import SECOND_NS, Frame
 from perception.freespace import Freespace
-from perception.messages import SECOND_NS, Messages
+from perception.messages import Messages
 from perception.ros.outputs import picture_topics, result_topics
 from perception.sinks.base import Output, Sink, make_folder, part_of
 from perception.sinks.ground_channels import CELL_M
