@@ -134,11 +134,21 @@ class FreespaceNode(LifecycleNode):
     # -- Parameters ------------------------------------------------------------------------------------------------
 
     def _refuse_unknown(self) -> None:
-        """Raise BadInput where a parameter is given that there is not: rclpy would not say so."""
+        """Raise BadInput where a parameter is given that is misspelt: rclpy would not say so.
+
+        One that is like none of ours may be another node's, in a file that several share: it is only said.
+        """
         rclpys = {name for name in self._parameter_overrides if self.has_parameter(name) or name.startswith("qos_overrides.")}
-        unknown = sorted(set(self._parameter_overrides) - set(self._known) - rclpys)
-        if unknown:
-            raise BadInput("; ".join(f"there is no parameter {name}{nearest(name, self._known)}" for name in unknown))
+        misspelt, foreign = [], []
+        sections = {name.partition(".")[0] for name in self._known if "." in name}
+        for name in sorted(set(self._parameter_overrides) - set(self._known) - rclpys):
+            hint = nearest(name, self._known)
+            ours = hint or name.partition(".")[0] in sections
+            (misspelt if ours else foreign).append(f"there is no parameter {name}{hint}")
+        if misspelt:
+            raise BadInput("; ".join(misspelt))
+        for sentence in foreign:
+            self.get_logger().warning(sentence)
 
     def _declare(self, parameter: Parameter) -> None:
         descriptor = ParameterDescriptor(
