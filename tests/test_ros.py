@@ -440,8 +440,8 @@ def test_started_with_what_cannot_be_it_ends_with_a_sentence(tmp_path: Path) -> 
         ({"polygons__threshold": 1}, "polygons.threshold must be of type double; a number needs its point"),
         ({"polygons__threshold": 2.0}, "polygons.threshold must be above 0 to below 1, and is 2.0"),
         ({"polygons__treshold": 0.9}, "there is no parameter polygons.treshold; is polygons.threshold meant?"),
-        ({"foo": 1}, "there is no parameter foo\n"),  # another node's, perhaps: it ends for the model, which is missing, too
-        ({"polygons__foo": 1}, "there is no parameter polygons.foo\n"),
+        ({"foo": 1}, "there is no parameter foo"),  # another node's, perhaps: it ends for the model, which is missing, too
+        ({"polygons__zzz": 1}, "there is no parameter polygons.zzz"),
         ({"health__blind_after": 0}, "health.blind_after must be from 1 to 100000, and is 0"),
     ):
         node = NodeProcess(tmp_path / "missing.onnx", tmp_path)

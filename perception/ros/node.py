@@ -139,7 +139,7 @@ class FreespaceNode(LifecycleNode):
         One that is like none of ours may be another node's, in a file that several share: it is only said.
         """
         rclpys = {name for name in self._parameter_overrides if self.has_parameter(name) or name.startswith("qos_overrides.")}
-        misspelt, foreign = [], []
+        misspelt, foreign = list[str](), list[str]()
         sections = {name.partition(".")[0] for name in self._known if "." in name}
         for name in sorted(set(self._parameter_overrides) - set(self._known) - rclpys):
             hint = nearest(name, self._known)
