@@ -50,20 +50,40 @@ class OpenVinoEngine(Engine):
             raise ModelError(f"{contract.path}: OpenVINO cannot load it: {str(error).strip().splitlines()[-1]}") from error
         self.precision = precision
         self._requests: deque[Any] = deque(compiled.create_infer_request() for _ in range(depth))
+        self._tensors: deque[tuple[NDArray[np.uint8], Any]] = deque(maxlen=depth)
 
     def infer(self, batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
         self._requests.rotate(-1)
+        if len(batch) == 1:
+            return self._infer_one(batch)
+        return np.concatenate([self._infer_one(batch[i : i + 1]) for i in range(len(batch))])
+
+    def _infer_one(self, batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        request = self._requests[0]
         with failures():
-            rows = [np.array(self._requests[0].infer([batch[i : i + 1]], share_inputs=True)[0]) for i in range(len(batch))]
-        return np.concatenate(rows) if len(rows) > 1 else rows[0]
+            request.set_input_tensor(self._tensor(batch))
+            request.infer()
+            return np.array(request.get_output_tensor().data)
 
     def start(self, batch: NDArray[np.uint8]) -> Any:
         if self.depth == 1 or len(batch) > 1:
             return super().start(batch)
         self._requests.rotate(-1)
         with failures():
-            self._requests[0].start_async([batch], share_inputs=True)
+            self._requests[0].set_input_tensor(self._tensor(batch))
+            self._requests[0].start_async()
         return self._requests[0]
+
+    def _tensor(self, batch: NDArray[np.uint8]) -> Any:
+        """The bytes of ``batch`` as OpenVINO has them, without a copy. Made once for each of `_next_input`'s arrays: OpenVINO's
+        own way from an array to a tensor takes 0.1 ms."""
+        import openvino
+
+        for array, tensor in self._tensors:
+            if array is batch:
+                return tensor
+        self._tensors.append((batch, openvino.Tensor(batch, shared_memory=True)))
+        return self._tensors[-1][1]
 
     def finish(self, work: Any) -> tuple[NDArray[np.uint8], float]:
         if isinstance(work, tuple):
@@ -77,6 +97,7 @@ class OpenVinoEngine(Engine):
             with suppress(RuntimeError):  # what it was working on is not wanted any more
                 request.wait()
         self._requests.clear()
+        self._tensors.clear()
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from perception.capture.base import Source
 from perception.config import Config
 from perception.errors import BadInput, FreespaceError, tell
 from perception.freespace import Freespace, State
-from perception.heap import share_one_heap
+from perception.heap import keep_frames_memory
 from perception.monitor import Monitor
 from perception.node import Summary, is_live, run
 from perception.session import (
@@ -142,8 +142,7 @@ def run_cameras(
             where cameras have failed.
     """
     check_cameras(configs)
-    if any(comes_live(source_of(config), config.capture) for config in configs.values()):
-        share_one_heap()
+    keep_frames_memory(one_heap=any(comes_live(source_of(config), config.capture) for config in configs.values()))
     with ExitStack() as opened:
         sources = {name: opened.enter_context(open_source(source_of(c), c.capture)) for name, c in configs.items()}
         throughput = not any(is_live(source, configs[name]) for name, source in sources.items())

@@ -11,7 +11,7 @@ import typer
 from perception import __version__, calibrate_commands, training_commands
 from perception.bench import commands as bench_commands
 from perception.errors import BadInput, FreespaceError, tell
-from perception.heap import share_one_heap
+from perception.heap import keep_frames_memory
 from perception.leaving import Leaving
 from perception.options import Backend, InputSize, Model, Precision, parse_pair
 from perception.signals import INTERRUPTED, reload_on_signal, stop_on_signal
@@ -343,7 +343,7 @@ def build(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def node(context: typer.Context) -> None:
     """Run as a ROS 2 lifecycle node, with arguments as ROS has them: --ros-args -p polygons.threshold:=0.6."""
-    share_one_heap()
+    keep_frames_memory(one_heap=True)
     from perception.ros import start
 
     with stop_on_signal() as stop:

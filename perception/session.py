@@ -24,7 +24,7 @@ from perception.capture.base import Source
 from perception.config import Config, EngineConfig
 from perception.errors import BadInput, FreespaceError, tell
 from perception.freespace import Freespace
-from perception.heap import share_one_heap
+from perception.heap import keep_frames_memory
 from perception.monitor import Monitor
 from perception.node import Summary, is_live, run
 from perception.sinks import Sink, check_outputs, open_sinks
@@ -49,8 +49,7 @@ def run_session(uri: str, config: Config, stop: threading.Event, reload: Reload 
         BadInput, ModelError, FreespaceError: with one sentence for the user.
     """
     check_run(uri, config)
-    if comes_live(uri, config.capture):
-        share_one_heap()
+    keep_frames_memory(one_heap=comes_live(uri, config.capture))
     with (
         open_source(uri, config.capture) as source,
         open_configured(config.engine, throughput=not is_live(source, config)) as engine,

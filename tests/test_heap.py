@@ -10,10 +10,10 @@ import pytest
 
 HEAPS = """
 import ctypes, sys, threading
-from perception.heap import share_one_heap
+from perception.heap import keep_frames_memory
 
-if sys.argv[1] == "shared":
-    share_one_heap()
+if sys.argv[1] != "untouched":
+    keep_frames_memory(one_heap=sys.argv[1] == "shared")
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 barrier = threading.Barrier(6)
@@ -34,13 +34,37 @@ libc.malloc_info(0, out)
 libc.fflush(out)
 """
 
+FAULTS = """
+import resource, sys
+import numpy as np
+from perception.heap import keep_frames_memory
 
-def heaps(how: str) -> int:
-    done = subprocess.run([sys.executable, "-c", HEAPS, how], capture_output=True, text=True, check=True, timeout=60)
-    return done.stdout.count("<heap nr=")
+if sys.argv[1] != "untouched":
+    keep_frames_memory(one_heap=False)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    frames = [np.ones(1920 * 1080 * 3, np.uint8) for _ in range(4)]
+    del frames
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+glibc = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="the C library is not glibc")
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="the C library is not glibc")
-def test_all_threads_share_one_heap() -> None:
-    assert heaps("apart") > 1, "else this says nothing"
-    assert heaps("shared") == 1
+def output(program: str, how: str) -> str:
+    return subprocess.run([sys.executable, "-c", program, how], capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+@glibc
+def test_all_threads_share_one_heap_where_it_is_for_days() -> None:
+    heaps = {how: output(HEAPS, how).count("<heap nr=") for how in ("untouched", "apart", "shared")}
+    assert heaps["shared"] == 1
+    assert min(heaps["untouched"], heaps["apart"]) > 1
+
+
+@glibc
+def test_memory_of_a_frame_is_used_again() -> None:
+    faults = {how: int(output(FAULTS, how)) for how in ("untouched", "kept")}
+    pages = 1920 * 1080 * 3 / 4096
+    assert faults["kept"] < 8 * pages
+    assert faults["kept"] < faults["untouched"] / 5
