@@ -59,7 +59,7 @@ setup(
     packages=find_packages(include=["perception*", "engine*", "calibration*", "training*"]),
     package_data={
         "perception": ["sinks/*.html"],
-        "engine": ["zoo/*.onnx", "zoo/*.md", "zoo/*.json", "cuda/kernels/*.cu", "cuda/kernels/*.cuh"],
+        "engine": ["zoo/*.onnx", "zoo/*.md", "cuda/kernels/*.cu", "cuda/kernels/*.cuh"],
         "training": ["recipes/*.yaml", "weights/*.pt"],
     },
     data_files=[

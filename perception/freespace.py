@@ -139,7 +139,7 @@ class Freespace:
     - ``running``: all is well;
     - ``degraded``: the result may be used, but something is wrong: ``causes``;
     - ``stale``: nothing new enough: the source, or the loop, is late;
-    - ``blind``: the picture cannot be trusted (dark, covered, overexposed, frozen, defocused);
+    - ``blind``: the picture cannot be trusted (dark, covered, overexposed, frozen, defocused, not the calibrated shape);
     - ``error``: the network or the source failed for good.
 
     ``dropped`` counts the frames lost so far, those that the source lost and those for which there was no time.

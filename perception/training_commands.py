@@ -41,7 +41,7 @@ def train(
     seed: Annotated[Optional[int], typer.Option(help="Of everything random.")] = None,
     init: Annotated[
         Optional[list[Path]],
-        typer.Option(help="Start from a checkpoint, or from the shipped weights: small; several: their mean."),
+        typer.Option(help="Start from a checkpoint, or from the shipped weights, small or nano; several: their mean."),
     ] = None,
     views: Annotated[Optional[Path], typer.Option(help="Train on what 'distil' wrote as well.")] = None,
     splits: Annotated[Optional[Path], SPLITS] = None,
