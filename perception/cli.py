@@ -223,7 +223,10 @@ def batch(
     topic: Annotated[Optional[str], typer.Option(help="Of ROS 2 bags: the one with the pictures.")] = None,
     calibration: Annotated[Optional[str], typer.Option(help="Camera with its mount (.yaml): results in metres, too.")] = None,
     workers: Annotated[int, typer.Option(help="Recordings at a time; 0: one for every two cores, two on a GPU.", min=0)] = 0,
-    threads: Annotated[Optional[int], typer.Option(help="CPU threads of each worker's network; by default 2, or the cores divided by --workers.")] = None,
+    threads: Annotated[
+        Optional[int],
+        typer.Option(help="CPU threads of each worker's network; by default 2, or the cores divided by --workers."),
+    ] = None,
     retries: Annotated[int, typer.Option(help="Further attempts at a recording that failed.", min=0)] = 2,
     stall: Annotated[float, typer.Option(help="Give up a recording after so many seconds without a frame.", min=1)] = 300.0,
     redo: Annotated[bool, typer.Option("--redo", help="Replace results of other settings.")] = False,
