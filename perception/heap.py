@@ -7,6 +7,7 @@ import ctypes
 # As in malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 LARGEST, KEPT = 32 << 20, 256 << 20  # bytes; 32 MiB is the most that glibc takes for the former
+RESERVED = 4  # frames
 
 
 def keep_frames_memory(one_heap: bool) -> None:
@@ -26,3 +27,13 @@ def keep_frames_memory(one_heap: bool) -> None:
     mallopt(M_TRIM_THRESHOLD, KEPT)
     if one_heap:
         mallopt(M_ARENA_MAX, 1)
+
+
+def reserve_frames(frame_bytes: int) -> None:
+    """Take memory for `RESERVED` frames more and let go of it: with one heap that is kept (`keep_frames_memory`) it is there.
+
+    How many frames are alive at once depends on how threads take turns. Without this a run that lasts for days takes a
+    frame more whenever there is one more of them than ever before; so what it takes is known after its first frame.
+    """
+    frames = [b"1" * frame_bytes for _ in range(RESERVED)]  # written to: what is only asked for is not taken yet
+    del frames

@@ -13,6 +13,7 @@ from perception.capture.base import Source
 from perception.causes import Cause, Code
 from perception.errors import FreespaceError, tell
 from perception.freespace import Freespace
+from perception.heap import reserve_frames
 from perception.lookout import Lookout, Sighted
 from perception.monitor import Monitor, Verdict
 from perception.sinks.base import Output, Sink
@@ -34,7 +35,9 @@ class CaptureThread(threading.Thread):
 
     def run(self) -> None:
         try:
-            for frame in self._source.frames():
+            for number, frame in enumerate(self._source.frames()):
+                if self._source.live and number == 0:
+                    reserve_frames(frame.image.nbytes)
                 sighted = Sighted(frame, Future())
                 self._slot.put(sighted)
                 self._lookout.fulfil(sighted)

@@ -48,6 +48,22 @@ for _ in range(20):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
+RESERVE = """
+import resource, sys
+import numpy as np
+from perception.heap import RESERVED, keep_frames_memory, reserve_frames
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+keep_frames_memory(one_heap=True)
+if sys.argv[1] == "reserved":
+    reserve_frames(1280 * 720 * 3)
+before = faults()
+frames = [np.ones(1280 * 720 * 3, np.uint8) for _ in range(RESERVED)]
+print(faults() - before)
+"""
+
 glibc = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="the C library is not glibc")
 
 
@@ -68,3 +84,11 @@ def test_memory_of_a_frame_is_used_again() -> None:
     pages = 1920 * 1080 * 3 / 4096
     assert faults["kept"] < 8 * pages
     assert faults["kept"] < faults["untouched"] / 5
+
+
+@glibc
+def test_as_many_frames_as_are_reserved_take_no_more_memory() -> None:
+    faults = {how: int(output(RESERVE, how)) for how in ("not", "reserved")}
+    page, frame = 4096, 1280 * 720 * 3
+    assert faults["not"] > 3 * frame / page, "else this says nothing"
+    assert faults["reserved"] < 0.2 * frame / page
